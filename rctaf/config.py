@@ -1,0 +1,228 @@
+"""The one definition of an experiment.
+
+Papermill parameters, YAML grids, the command line and the id of a run all come from
+:class:`RunConfig`; there is no second list of settings anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rctaf.activations import alpha_for_curvature, curvature
+
+SCHEMA = 1  # raise it when the *meaning* of a field changes: every run id changes with it
+
+# Settings that only some choices use. They are dropped (None) elsewhere, so that an unused
+# number can never split one experiment into two ids.
+_ACTIVATION_ONLY = {"rctaf": {"alpha", "beta"}}
+_METHOD_ONLY = {
+    "standard": set(),
+    "pgd": {"attack_steps", "attack_step_size"},
+    "trades": {"attack_steps", "attack_step_size", "lam"},
+}
+
+
+def parse_epsilon(text: str) -> float:
+    """Read a budget such as ``"8/255"`` or ``"0.15"`` (pixel range [0, 1]) as a float.
+
+    Raises:
+        ValueError: not a fraction or decimal in (0, 1].
+    """
+    try:
+        value = Fraction(str(text).replace(" ", ""))
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(0)
+    if not 0 < value <= 1:
+        raise ValueError(f'epsilon must be a number in (0, 1] such as "8/255" or "0.15", got {text!r}')
+    return float(value)
+
+
+class RunConfig(BaseModel):
+    """Every setting of one experiment: train, attack, measure, record.
+
+    Frozen; unknown names are refused. ``alpha`` is the sharpness and ``beta`` the order of
+    RCT-AF; the trade-off weight of TRADES is ``lam``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    # data
+    dataset: Literal["digits", "fashion_mnist", "cifar10", "cifar100"] = "digits"
+    n_train: int | None = Field(None, ge=1, description="train on the first n images of a fixed shuffle; None: all")
+    augment: Literal["none", "crop", "crop_flip"] = "none"
+    # network
+    network: Literal["resnet_small", "resnet18", "preact_resnet18", "wrn_28_10", "wrn_34_10"] = "resnet_small"
+    width: int | None = Field(None, ge=1, description="channels of the first stage; None: the network's own")
+    norm: Literal["batch", "none"] = "batch"
+    activation: Literal[
+        "rctaf", "relu", "leaky_relu", "elu", "selu", "gelu", "swish", "mish", "softplus"
+    ] = "rctaf"
+    alpha: float | None = Field(14.0, gt=0, le=1000, description="sharpness of RCT-AF")
+    beta: int | None = Field(1, ge=0, le=12, description="order of RCT-AF")
+    # training
+    method: Literal["standard", "pgd", "trades"] = "trades"
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(128, ge=1)
+    lr: float = Field(0.1, gt=0)
+    lr_schedule: Literal["cosine", "step"] = "cosine"
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    decay_gains: bool = Field(True, description="weight decay also acts on batch-norm gains and on biases")
+    epsilon: str = Field("0.15", description="l-inf budget in training and evaluation, exact, e.g. 8/255")
+    attack_steps: int | None = Field(5, ge=1, description="steps of the training attack")
+    attack_step_size: str | None = Field(None, description="step of the training attack; None: epsilon / 4")
+    lam: float | None = Field(6.0, gt=0, description="weight of the robust term (TRADES' 1/lambda)")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = Field(0, ge=0)
+    # evaluation
+    n_eval: int | None = Field(None, ge=1, description="attack the first n test images; None: all")
+    epsilon_larger: str | None = Field("0.2", description="a second, larger budget for PGD-20")
+    autoattack: Literal["none", "screening", "standard"] = "screening"
+    hessian_images: int = Field(128, ge=1, description="images over which the Hessian is averaged")
+    hessian_probes: int = Field(256, ge=0, description="at most this many probes; 0 skips the measurement")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_unused(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+
+        def drop(choice: Any, table: dict[str, set[str]]) -> None:
+            for field in set().union(*table.values()) - table.get(choice, set()):
+                values[field] = None
+
+        drop(values.get("activation", cls.model_fields["activation"].default), _ACTIVATION_ONLY)
+        drop(values.get("method", cls.model_fields["method"].default), _METHOD_ONLY)
+        return values
+
+    @field_validator("epsilon", "attack_step_size", "epsilon_larger")
+    @classmethod
+    def _budget(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_epsilon(text)
+        return text
+
+    @property
+    def run_id(self) -> str:
+        """Twelve hex digits that name this experiment.
+
+        The hash covers the validated settings that differ from their defaults, so a field
+        added later (whose default means "as before") leaves every old id as it is.
+        """
+        doc = {"schema": SCHEMA, **self.model_dump(mode="json", exclude_defaults=True)}
+        text = json.dumps(doc, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """A short human name, e.g. ``digits resnet_small trades rctaf(alpha=14, beta=1) seed 0``."""
+        act = self.activation
+        if act == "rctaf":
+            act = f"rctaf(alpha={self.alpha:g}, beta={self.beta})"
+        return f"{self.dataset} {self.network} {self.method} {act} seed {self.seed}"
+
+    @property
+    def curvature(self) -> float | None:
+        """max |sigma''| of the configured RCT-AF; None for the named baselines."""
+        if self.alpha is None or self.beta is None:
+            return None
+        return curvature(self.alpha, self.beta)
+
+    @classmethod
+    def from_notebook(cls, namespace: dict[str, Any]) -> RunConfig:
+        """Read the settings from a notebook's globals, after papermill injected its parameters."""
+        return cls(**{name: namespace[name] for name in cls.model_fields if name in namespace})
+
+
+class Block(BaseModel):
+    """One product of axes over a common base. ``curvature`` may be an axis in place of ``alpha``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base: dict[str, Any] = {}
+    axes: dict[str, list[Any]] = {}
+
+    def settings(self) -> list[dict[str, Any]]:
+        rows = []
+        for values in itertools.product(*self.axes.values()):
+            row = {**self.base, **dict(zip(self.axes, values, strict=True))}
+            if "curvature" in row:
+                if "alpha" in row:
+                    raise ValueError("give alpha or curvature, not both")
+                c, beta = row.pop("curvature"), row.get("beta", RunConfig.model_fields["beta"].default)
+                # 12 digits: one experiment keeps one id whatever the last bit of the inversion does
+                row["alpha"] = float(f"{alpha_for_curvature(c, beta):.12g}")
+            rows.append(row)
+        return rows
+
+
+class Grid(BaseModel):
+    """The experiments behind a figure at one scale: a YAML file under ``grids/``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    scale: str = Field(description="what these runs are, in the words printed under every figure")
+    base: dict[str, Any] = {}
+    blocks: list[Block]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Grid:
+        """Read a grid file; a file that cannot be used ends in one line that says why."""
+        try:
+            grid = cls(**yaml.safe_load(Path(path).read_text()))
+            grid.cells()
+        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise SystemExit(f"grid {path}: {explain(error)}") from None
+        return grid
+
+    def cells(self) -> dict[str, RunConfig]:
+        """All experiments by run id, in the order of the file.
+
+        Raises:
+            ValueError: a setting is unknown or out of range, or one experiment appears twice.
+        """
+        cells: dict[str, RunConfig] = {}
+        problems: list[str] = []
+        for block in self.blocks:
+            for row in Block(base={**self.base, **block.base}, axes=block.axes).settings():
+                try:
+                    config = RunConfig(**row)
+                except ValidationError as error:
+                    problems.append(explain(error))
+                    continue
+                if config.run_id in cells:
+                    problems.append(f"the same experiment appears twice: {config.label}")
+                cells[config.run_id] = config
+        if problems:
+            raise ValueError("; ".join(dict.fromkeys(problems)))
+        return cells
+
+
+def explain(error: Exception) -> str:
+    """A validation error as one line: which field, what was given, what was expected."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        given = "" if item["type"] == "missing" else f"={item['input']!r}"
+        lines.append(f"{where}{given}: {item['msg']}")
+    return "; ".join(lines)
+
+
+def isclose(a: float | None, b: float | None) -> bool:
+    """Equality of two curvatures up to the 12 digits that ids keep; None equals only None."""
+    if a is None or b is None:
+        return a is b
+    return math.isclose(a, b, rel_tol=1e-9)

@@ -1,0 +1,229 @@
+"""One ``run.json`` per experiment: written once, whole or not at all; queried as one table.
+
+A machine's own runs land in ``results/local/<id>/`` (ignored by git); :func:`keep` copies the
+finished ones to ``results/runs/<id>/run.json``, the committed evidence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rctaf.config import Grid, RunConfig
+
+RECORD_SCHEMA = 1
+ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "autoattack", "pyautoattack", "papermill")
+
+
+def results_dir() -> Path:
+    """The store: ``$RCTAF_RESULTS`` if set, else ``results/`` beside the package."""
+    return Path(os.environ.get("RCTAF_RESULTS") or ROOT / "results")
+
+
+def local_dir(run_id: str) -> Path:
+    """Where this machine writes a run: its record, checkpoint and executed notebook."""
+    return results_dir() / "local" / run_id
+
+
+def kept_path(run_id: str) -> Path:
+    """The committed record of a run."""
+    return results_dir() / "runs" / run_id / "run.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished experiment.
+
+    Attributes:
+        config: what was asked for.
+        metrics: what was measured, by name (see ``notebooks/experiments/run.ipynb``).
+        history: columns over epochs, all of one length.
+        provenance: commit, versions, device, threads, duration.
+        kept: True for committed evidence, False for this machine's own run.
+        path: the file it was read from; None before it is written.
+    """
+
+    config: RunConfig
+    metrics: dict[str, Any]
+    history: dict[str, list[float]]
+    provenance: dict[str, Any]
+    kept: bool = field(default=False, compare=False)
+    path: Path | None = field(default=None, compare=False)
+
+    @property
+    def run_id(self) -> str:
+        return self.config.run_id
+
+    def to_json(self) -> str:
+        doc = {
+            "schema": RECORD_SCHEMA,
+            "id": self.run_id,
+            "config": self.config.model_dump(mode="json"),
+            "metrics": self.metrics,
+            "history": self.history,
+            "provenance": self.provenance,
+        }
+        return json.dumps(doc, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, also when the process is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(partial, "w") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(partial, path)
+
+
+def write(record: Record) -> Path:
+    """Write a record into this machine's part of the store; returns the file.
+
+    Raises:
+        ValueError: a metric is NaN or infinite (nothing is written), or history columns differ in length.
+    """
+    if len({len(column) for column in record.history.values()}) > 1:
+        raise ValueError("history: the columns differ in length: " + str({k: len(v) for k, v in record.history.items()}))
+    path = local_dir(record.run_id) / "run.json"
+    write_text(path, record.to_json())
+    return path
+
+
+def read(path: Path) -> Record:
+    """Read one ``run.json``.
+
+    Raises:
+        ValueError: not a record of this schema, or its id does not match its settings.
+    """
+    try:
+        doc = json.loads(path.read_text())
+        if doc["schema"] != RECORD_SCHEMA:
+            raise ValueError(f"record schema {doc['schema']}, this code reads {RECORD_SCHEMA}")
+        record = Record(
+            config=RunConfig(**doc["config"]),
+            metrics=doc["metrics"],
+            history=doc["history"],
+            provenance=doc["provenance"],
+            kept=path.parent.parent.name == "runs",
+            path=path,
+        )
+        if not record.run_id == doc["id"] == path.parent.name:
+            raise ValueError(f"the settings hash to {record.run_id}, the record says {doc['id']}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable record: {' '.join(str(error).split())}") from None
+    return record
+
+
+def load(run_id: str) -> Record | None:
+    """The record of a run, committed evidence first; None where there is none."""
+    for path in (kept_path(run_id), local_dir(run_id) / "run.json"):
+        if path.exists():
+            return read(path)
+    return None
+
+
+def find(cells: Iterable[str]) -> list[Record]:
+    """The records that exist among these run ids, in the same order."""
+    return [record for run_id in cells if (record := load(run_id)) is not None]
+
+
+def table(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per record: ``id``, ``kept``, ``curvature``, every setting, every scalar metric.
+
+    Nested metrics are flattened with dots, e.g. ``autoattack.robust_accuracy``.
+    """
+    rows = [
+        {
+            "id": record.run_id,
+            "kept": record.kept,
+            "curvature": record.config.curvature,
+            **record.config.model_dump(mode="json"),
+            **_flat(record.metrics),
+        }
+        for record in records
+    ]
+    return pd.DataFrame(rows)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif not isinstance(value, list):
+            flat[prefix + key] = value
+    return flat
+
+
+def provenance(started: float) -> dict[str, Any]:
+    """Where, when and with what a run was made; ``started`` is its ``time.time()``."""
+    import torch
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    cuda = torch.cuda.is_available()
+    return {
+        "git_commit": git("rev-parse", "HEAD") or None,
+        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "wall_s": round(time.time() - started, 2),
+        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def keep(grid: Grid) -> int:
+    """Copy this machine's finished records of a grid to the committed evidence; returns how many."""
+    count = 0
+    for run_id in grid.cells():
+        path = local_dir(run_id) / "run.json"
+        if path.exists() and not kept_path(run_id).exists():
+            write_text(kept_path(run_id), read(path).to_json())
+            count += 1
+    return count
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m rctaf.records", description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("show", help="print one record").add_argument("id")
+    verbs.add_parser("keep", help="make a grid's finished runs committed evidence").add_argument("grid")
+    args = parser.parse_args(argv)
+    if args.verb == "keep":
+        print(f"{keep(Grid.load(args.grid))} records copied to {results_dir() / 'runs'}")
+        return 0
+    record = load(args.id)
+    if record is None:
+        print(f"no record {args.id!r} under {results_dir()} (looked in runs/ and local/)", file=sys.stderr)
+        return 1
+    print(record.path)
+    print(record.to_json(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
