@@ -1,0 +1,43 @@
+# Two commands: `make book` and `make test`. Everything they need is installed into .venv.
+PYTHON ?= python3
+GRID ?= grids/quick.yaml
+JOBS ?= $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() or 1, 8))")
+
+PY := .venv/bin/python
+INSTALLED := .venv/.installed
+
+.PHONY: book pages test check runs lab clean
+
+book: $(INSTALLED) ## train the quick grid, execute every notebook, build _build/html
+	@$(PY) tools/assets.py
+	@$(PY) -m rctaf.runs run grids/quick.yaml --jobs $(JOBS)
+	@$(PY) tools/build_book.py --jobs $(JOBS)
+
+pages: $(INSTALLED) ## the book from the records that exist: no training
+	@$(PY) tools/assets.py
+	@$(PY) tools/build_book.py --jobs $(JOBS)
+
+test: book check ## the whole test suite, browser included
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS)
+
+check: $(INSTALLED) ## style, types, notebooks without outputs
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@git ls-files -z '*.ipynb' | xargs -0 $(PY) -m nbstripout --verify
+
+runs: $(INSTALLED) ## run a grid: make runs GRID=grids/digits/figure_3.yaml JOBS=2
+	@$(PY) -m rctaf.runs run $(GRID) --jobs $(JOBS)
+
+lab: $(INSTALLED) ## the notebooks in JupyterLab
+	@.venv/bin/jupyter lab notebooks
+
+clean: ## forget what was built; runs and their records stay
+	rm -rf _build vendor node_modules
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing into .venv (a few minutes the first time)"
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,notebooks,batch,book,dev]'
+	@touch $@
