@@ -1,0 +1,146 @@
+"""Execute one notebook with papermill, and turn everything that can go wrong into one exception.
+
+Papermill alone only warns at a misspelt parameter and then runs on the defaults, counts
+``sys.exit(0)`` in a cell as success, saves its output in place, and lets a kernelspec of the user
+stand in for this interpreter. The book and the batch both execute notebooks here instead.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import nbformat
+import papermill
+from ipykernel.kernelspec import write_kernel_spec
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+
+class NotebookError(RuntimeError):
+    """A notebook could not be executed to its end; the message is one line saying where and why."""
+
+
+def partial_path(dst: Path | str) -> Path:
+    """Where :func:`execute_notebook` writes until it has succeeded, and leaves a failure to be read."""
+    return Path(dst).with_suffix(".partial.ipynb")
+
+
+def parameter_names(src: Path | str) -> list[str]:
+    """The names assigned in the first code cell tagged ``parameters``; empty where there is none."""
+    for cell in nbformat.read(src, as_version=4).cells:
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
+            names = []
+            for node in ast.parse(cell.source).body:
+                targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+                names += [target.id for target in targets if isinstance(target, ast.Name)]
+            return names
+    return []
+
+
+def execute_notebook(
+    src: Path | str,
+    dst: Path | str,
+    parameters: Mapping[str, Any] | None = None,
+    cwd: Path | str | None = None,
+    timeout: float | None = None,
+) -> None:
+    """Execute ``src`` with this interpreter and write the executed notebook to ``dst``.
+
+    ``dst`` appears only when every cell ran; until then, and after a failure, the notebook with
+    the failing cell is :func:`partial_path` of it. Not for several threads of one process.
+
+    Args:
+        src: the notebook.
+        dst: the executed copy, replaced if it exists.
+        parameters: values for the cell tagged ``parameters``, as JSON can hold them.
+        cwd: directory the kernel starts in; by default that of ``src``.
+        timeout: longest time one cell may take, in seconds; None for no limit.
+
+    Raises:
+        NotebookError: an unknown parameter, a value that JSON cannot hold, a failing cell, a cell
+            that left by ``sys.exit`` (whatever its status), a dead kernel, or a timeout.
+    """
+    src, dst = Path(src), Path(dst)
+    parameters = dict(parameters or {})
+    known = parameter_names(src)
+    if unknown := sorted(set(parameters) - set(known)):
+        raise NotebookError(f"{src}: unknown parameter {', '.join(unknown)}; it takes {', '.join(known) or 'none'}")
+    for name, value in parameters.items():
+        # papermill would pass a tuple, or an object of any other class, on as a string
+        if not _json_can_hold(value):
+            raise NotebookError(f"{src}: {name} = {value!r} is not a number, string, bool, None, list or dict")
+
+    partial = partial_path(dst)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.unlink(missing_ok=True)
+    with _private_kernel() as config:
+        try:
+            papermill.execute_notebook(
+                src,
+                partial,
+                parameters=parameters,
+                kernel_name="python3",
+                cwd=cwd or src.parent,
+                progress_bar=False,
+                start_timeout=180,
+                execution_timeout=timeout,
+                config=config,
+            )
+        except PapermillExecutionError as error:
+            why = f"{error.ename}: {_first_line(error.evalue)}"
+            raise NotebookError(f"{src}: cell {error.exec_count or error.cell_index}: {why}") from None
+        except DeadKernelError:
+            raise NotebookError(f"{src}: the kernel died (out of memory, or killed) {_where(partial)}") from None
+        except CellTimeoutError:
+            raise NotebookError(f"{src}: a cell took longer than {timeout:g} s {_where(partial)}") from None
+    for cell in nbformat.read(partial, as_version=4).cells:
+        if any(out.output_type == "error" for out in cell.get("outputs", [])):  # papermill forgives sys.exit(0)
+            raise NotebookError(f"{src}: cell {cell.execution_count}: left by sys.exit before the end")
+    os.replace(partial, dst)
+
+
+def _json_can_hold(value: Any) -> bool:
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False
+
+
+def _first_line(text: str) -> str:
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def _where(partial: Path) -> str:
+    """The last cell that was started, read from the saved notebook (these errors do not name it)."""
+    started = [
+        index
+        for index, cell in enumerate(nbformat.read(partial, as_version=4).cells)
+        if cell.metadata.get("papermill", {}).get("status") in ("running", "completed", "failed")
+    ]
+    return f"at cell {started[-1]} (counted from 0, text included)" if started else "before the first cell"
+
+
+@contextmanager
+def _private_kernel() -> Iterator[Config]:
+    """Settings under which ``python3`` is this interpreter and nothing is shared with another kernel."""
+    with tempfile.TemporaryDirectory(prefix="rctaf-") as folder:
+        write_kernel_spec(f"{folder}/kernels/python3")
+        config = Config()
+        if sys.platform != "win32":
+            config.KernelManager.transport = "ipc"  # files in this folder: no ports to collide on
+            config.KernelManager.ip = f"{folder}/kernel"
+        # JUPYTER_PATH comes before the user's own kernelspecs; IPYTHONDIR keeps their startup files out
+        with mock.patch.dict(os.environ, JUPYTER_PATH=folder, IPYTHONDIR=f"{folder}/ipython"):
+            yield config
