@@ -98,15 +98,13 @@ def execute_notebook(
                 config=config,
             )
         except PapermillExecutionError as error:
-            why = f"{error.ename}: {_first_line(error.evalue)}"
-            raise NotebookError(f"{src}: cell {error.exec_count or error.cell_index}: {why}") from None
+            raise NotebookError(f"{src}: {_stopped_at(partial)}: {error.ename}: {_first_line(error.evalue)}") from None
         except DeadKernelError:
-            raise NotebookError(f"{src}: the kernel died (out of memory, or killed) {_where(partial)}") from None
+            raise NotebookError(f"{src}: {_stopped_at(partial)}: the kernel died (killed, or out of memory)") from None
         except CellTimeoutError:
-            raise NotebookError(f"{src}: a cell took longer than {timeout:g} s {_where(partial)}") from None
-    for cell in nbformat.read(partial, as_version=4).cells:
-        if any(out.output_type == "error" for out in cell.get("outputs", [])):  # papermill forgives sys.exit(0)
-            raise NotebookError(f"{src}: cell {cell.execution_count}: left by sys.exit before the end")
+            raise NotebookError(f"{src}: {_stopped_at(partial)}: took longer than {timeout:g} s") from None
+    if where := _stopped_at(partial):  # papermill forgives sys.exit(0)
+        raise NotebookError(f"{src}: {where}: sys.exit before the end")
     os.replace(partial, dst)
 
 
@@ -122,14 +120,14 @@ def _first_line(text: str) -> str:
     return lines[0] if lines else ""
 
 
-def _where(partial: Path) -> str:
-    """The last cell that was started, read from the saved notebook (these errors do not name it)."""
-    started = [
-        index
-        for index, cell in enumerate(nbformat.read(partial, as_version=4).cells)
-        if cell.metadata.get("papermill", {}).get("status") in ("running", "completed", "failed")
-    ]
-    return f"at cell {started[-1]} (counted from 0, text included)" if started else "before the first cell"
+def _stopped_at(partial: Path) -> str:
+    """The first code cell that failed or did not run, as ``code cell 3 (`model = ...`)``; empty if all ran."""
+    cells = (cell for cell in nbformat.read(partial, as_version=4).cells if cell.cell_type == "code")
+    for number, cell in enumerate(cells, start=1):
+        failed = any(out.output_type == "error" for out in cell.outputs)
+        if failed or (cell.source.strip() and cell.execution_count is None):
+            return f"code cell {number} (`{_first_line(cell.source)[:60]}`)"
+    return ""
 
 
 @contextmanager
