@@ -31,7 +31,6 @@ from torch import Tensor
 _EXACT_FROM = 40.0  # log1p(exp(-40)) is below half a unit in the last place of 40, in double precision too
 
 
-@cache
 def euler_coefficients(beta: int, n: int) -> tuple[int, ...]:
     """The c_k of ``(theta + n)**beta = sum_k c_k u**k D**k``, k = 0 ... beta.
 
@@ -44,7 +43,6 @@ def euler_coefficients(beta: int, n: int) -> tuple[int, ...]:
     return tuple(row)
 
 
-@cache
 def logistic_polynomial(m: int) -> tuple[int, ...]:
     """Coefficients of R_m, lowest power of q first, for m >= 2.
 
@@ -60,6 +58,17 @@ def logistic_polynomial(m: int) -> tuple[int, ...]:
         for j, a in enumerate(r):
             raised[j + 1] -= (6 + 4 * j) * a
     return tuple(raised)
+
+
+def polynomials(beta: int, n: int) -> tuple[tuple[int, ...], ...]:
+    """Row k holds the coefficients of c_k R_{n+k}: all that is particular to one derivative of one order."""
+    weights = euler_coefficients(beta, n)
+    return tuple(
+        tuple(weights[k] * a for a in logistic_polynomial(n + k)) if n + k >= 2 else () for k in range(beta + 1)
+    )
+
+
+_remembered = cache(polynomials)
 
 
 def _horner(coefficients: tuple[float, ...], q: Tensor) -> Tensor | float:
@@ -80,7 +89,7 @@ def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
 
     # Beyond the limit q is zero in this format; clipping there keeps u**beta finite, so that 0 stays 0.
     info = torch.finfo(z.dtype)
-    limit = 1 - math.log(info.smallest_normal * info.eps)
+    limit = 1 - math.log(info.smallest_normal) - math.log(info.eps)  # their product is 0 where denormals are flushed
     u = (alpha * z).clamp(-limit, limit)
     s = torch.sigmoid(u)
     first = max(0, 2 - n)  # lower powers of u multiply L or L' instead of q
@@ -89,13 +98,13 @@ def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
 
     q = s * torch.sigmoid(-u)
     scale = alpha ** (n - 1)
-    weights = euler_coefficients(beta, n)
+    # The compiler follows plain functions only; it meets this one once, eager code at every call.
+    rows = (polynomials if torch.compiler.is_compiling() else _remembered)(beta, n)
     c = -torch.tanh(u / 2)
     total: Tensor | float = 0.0
     for k in range(beta, first - 1, -1):
-        m = n + k
-        term = _horner(tuple(scale * weights[k] * a for a in logistic_polynomial(m)), q)
-        total = (total * u if k < beta else 0.0) + (term * c if m % 2 else term)
+        term = _horner(tuple(scale * a for a in rows[k]), q)
+        total = (total * u if k < beta else 0.0) + (term * c if (n + k) % 2 else term)
     tail = q * total * u**first if first else q * total
     if n == 0:
         tail = tail + z * s
