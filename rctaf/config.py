@@ -126,7 +126,7 @@ class RunConfig(BaseModel):
     @property
     def label(self) -> str:
         """A short human name, e.g. ``digits resnet_small trades rctaf(alpha=14, beta=1) seed 0``."""
-        act = self.activation
+        act: str = self.activation
         if act == "rctaf":
             act = f"rctaf(alpha={self.alpha:g}, beta={self.beta})"
         return f"{self.dataset} {self.network} {self.method} {act} seed {self.seed}"

@@ -1,0 +1,261 @@
+"""The batch: what is executed, what is not executed twice, and what the reader is told."""
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from rctaf import notebooks, records, runs
+from rctaf.config import Grid, RunConfig
+from rctaf.records import Record
+
+ROOT = Path(__file__).resolve().parent.parent
+PROVENANCE = {
+    "git_commit": "0" * 40,
+    "git_dirty": False,
+    "wall_s": 30.0,
+    "device": "x86_64 CPU",
+    "threads": 1,
+    "packages": {"torch": "2.13.0"},
+}
+
+# An experiment that trains nothing: it notes that it ran, waits where told, fails where told, writes a record.
+EXPERIMENT = """
+import json, os, time
+from pathlib import Path
+here = Path(os.environ["RCTAF_NOTEBOOK"]).parent
+with open(here / "executions", "a") as handle:
+    handle.write(f"{seed} {os.getpid()}\\n")
+while seed >= 3 and (here / "hold").exists():
+    time.sleep(0.05)
+if seed == 2:
+    raise ValueError("made to fail")
+record = json.loads((here / f"seed-{seed}.json").read_text())
+folder = Path(os.environ["RCTAF_RESULTS"], "local", record["id"])
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "run.json").write_text(json.dumps(record))
+"""
+
+
+def record_of(config, accuracy=0.8, **metrics):
+    history = {"epoch": [1, 2], "loss": [1.5, 1.25], "seconds": [2.0, 2.0]}
+    return Record(config, {"accuracy": accuracy, **metrics}, history, dict(PROVENANCE))
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A folder with an empty store, the experiment above, and a grid of six seeds of it."""
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("RCTAF_NOTEBOOK", str(tmp_path / "experiment.ipynb"))
+    monkeypatch.delenv("RCTAF_GPUS", raising=False)
+    parameters = "\n".join(f"{k} = {v!r}" for k, v in RunConfig().model_dump(mode="json").items())
+    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    cells.append(nbformat.v4.new_code_cell(EXPERIMENT))
+    spec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec}), tmp_path / "experiment.ipynb")
+    (tmp_path / "six.yaml").write_text(
+        "name: six\nscale: trains nothing\nblocks: [{base: {epochs: 2}, axes: {seed: [0, 1, 2, 3, 4, 5]}}]"
+    )
+    for config in Grid.load(tmp_path / "six.yaml").cells().values():
+        (tmp_path / f"seed-{config.seed}.json").write_text(record_of(config).to_json())
+    return tmp_path
+
+
+@pytest.fixture
+def grid(store):
+    return store / "six.yaml"
+
+
+@pytest.fixture
+def cell(grid):
+    """The first of the six experiments."""
+    return next(iter(Grid.load(grid).cells().values()))
+
+
+def executions(store):
+    """The process of every execution so far, by seed."""
+    lines = (store / "executions").read_text().split("\n") if (store / "executions").exists() else []
+    pids = {}
+    for seed, pid in (map(int, line.split()) for line in lines if line):
+        pids.setdefault(seed, []).append(pid)
+    return pids
+
+
+def start(*words):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "rctaf.runs", *map(str, words)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="counts the orphans in /proc")
+def test_batch_survives_kill_and_repeats_nothing(store, grid):
+    (store / "hold").touch()  # seeds 3 and up run until this file goes
+    batch = start("run", grid, "-j", 2)
+    wait_for(lambda: {3, 4} <= executions(store).keys())
+    os.killpg(batch.pid, signal.SIGKILL)  # the command, Snakemake and both workers, in the middle of two runs
+    batch.communicate()
+    orphans = [pid for seed in (3, 4) for pid in executions(store)[seed]]
+    wait_for(lambda: not any(map(alive, orphans)), 15)  # no kernel trains on without its worker
+
+    ids = {config.seed: run_id for run_id, config in Grid.load(grid).cells().items()}
+    assert [runs.state(ids[seed])[0] for seed in range(6)] == ["local", "local", "FAILED"] + ["interrupted"] * 2 + [
+        "pending"
+    ]
+
+    (store / "hold").unlink()
+    batch = start("run", grid, "-j", 2)
+    out, err = batch.communicate()
+    assert batch.returncode == 1, err
+    # finished runs were left alone, killed ones and the failed one got a second try
+    assert {seed: len(pids) for seed, pids in executions(store).items()} == {0: 1, 1: 1, 2: 2, 3: 2, 4: 2, 5: 1}
+    assert "6 runs: 5 done (0 kept, 5 local), 1 FAILED" in out
+    assert "ValueError: made to fail" in out
+    assert err.count("FAILED") == 1  # said at once, and once
+    assert "5/6" in err  # the progress bar
+    red = records.local_dir(ids[2]) / "notebook.partial.ipynb"
+    assert "made to fail" in red.read_text()
+    assert str(red) in out
+    assert (records.local_dir(ids[5]) / "notebook.ipynb").exists()
+
+
+def test_exec_names_what_is_wrong(store, grid, cell, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="has no run 'nonsense'"):
+        runs.main(["exec", str(grid), "nonsense"])
+
+    def fails(*args, **kwargs):
+        raise notebooks.NotebookError("cell 7: out\nof luck")
+
+    monkeypatch.setattr(notebooks, "execute_notebook", fails)
+    assert runs.main(["exec", str(grid), cell.run_id]) == 1
+    assert "cell 7: out\nof luck" in capsys.readouterr().err
+    assert runs.state(cell.run_id) == ("FAILED", "cell 7: out of luck")
+
+
+def test_notebook_that_ends_without_a_record_has_failed(store, cell, monkeypatch):
+    monkeypatch.setattr(notebooks, "execute_notebook", lambda *args, **kwargs: None)
+    with pytest.raises(runs.RunError, match=r"ended without writing .*run\.json"):
+        runs.execute(cell)
+    assert runs.state(cell.run_id)[0] == "FAILED"
+
+
+@pytest.mark.parametrize("place", [records.kept_path, lambda i: records.local_dir(i) / "run.json"])
+def test_either_store_counts_as_done(store, grid, cell, monkeypatch, place, capsys):
+    records.write_text(place(cell.run_id), record_of(cell).to_json())
+    monkeypatch.setattr(notebooks, "execute_notebook", lambda *a, **k: pytest.fail("executed again"))
+    assert runs.execute(cell) == "already done"
+    assert runs.status(grid) == 1  # five others are pending
+    assert "1 done" in capsys.readouterr().out
+
+
+def test_status_is_zero_only_when_all_is_done(store, grid, capsys):
+    for config in Grid.load(grid).cells().values():
+        records.write(record_of(config))
+    assert runs.status(grid) == 0
+    assert runs.run(grid, 1) == 0  # and there is nothing to run
+    assert capsys.readouterr().out.count("6 done (0 kept, 6 local)") == 2
+
+
+def test_run_says_that_snakemake_is_missing(store, grid, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="snakemake is not installed"):
+        runs.run(grid, 1)
+
+
+def test_one_process_has_a_run(store, cell, monkeypatch):
+    lock = runs.batch_dir() / "locks" / cell.run_id
+    with runs.locked(lock, patience=0):
+        assert runs.state(cell.run_id)[0] == "running"
+        with pytest.raises(runs.Busy), runs.locked(lock, patience=0.3):
+            pass
+    assert runs.state(cell.run_id)[0] == "pending"
+
+
+def test_gpus_are_lent_one_per_run(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("RCTAF_GPUS", "4,4,7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "unset")
+    assert runs.default_jobs() == 3
+    seen = []
+    with runs.lent_gpu():
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        with runs.lent_gpu():
+            seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+            with runs.lent_gpu():
+                seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert seen == ["4", "4", "7"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "unset"
+    monkeypatch.setenv("SLURM_JOB_ID", "1")  # there the cluster chose
+    with runs.lent_gpu():
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "unset"
+
+
+def test_plan_multiplies_measured_times(store, grid, cell, capsys):
+    runs.plan(grid)
+    assert "no measured step time yet" in capsys.readouterr().out
+    # 2 epochs of 2 s and 26 s of evaluation, of 30 s in all; a sibling of 200 epochs: 426 s
+    records.write(record_of(cell))
+    runs.plan(grid)
+    out = capsys.readouterr().out
+    assert "6 runs, 1 done, 5 to run" in out
+    assert f"about {5 * 30 / 3600:.2g} hours of one CPU thread (x86_64 CPU) for 5 of them\n" in out
+    longer = grid.with_name("longer.yaml")
+    longer.write_text("name: longer\nscale: none\nblocks: [{axes: {epochs: [200], method: [trades, standard]}}]")
+    runs.plan(longer)
+    out = capsys.readouterr().out
+    assert f"about {426 / 3600:.2g} hours" in out
+    assert "for 1 of them; no measured step time yet for the other 1" in out
+
+
+def test_experiment_takes_every_setting():
+    assert set(notebooks.parameter_names(ROOT / "notebooks/experiments/run.ipynb")) == set(RunConfig.model_fields)
+
+
+def test_replay_of_the_same_experiment_is_bit_identical(store, cell, capsys):
+    records.write(record_of(cell))
+    assert runs.main(["replay", cell.run_id]) == 0
+    assert "bit-identical: all 5 values" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no record"):
+        runs.main(["replay", "0" * 12])
+
+
+def test_comparison_of_two_records(cell):
+    old = record_of(cell, 0.8, hessian=2.0, attack="a", seconds=1.0, layers=[1.0, 2.0], n_test=500)
+    new = record_of(cell, 0.85, hessian=2.1, attack="b", seconds=9.0, layers=[1.0, 2.5], n_test=500)
+    verdicts = {name: (allowed, verdict) for name, *_, allowed, verdict in runs.compare(old, new, [])}
+    # three deviations of the difference of two counts on 500 images
+    assert verdicts["metrics.accuracy"] == (pytest.approx(3 * (2 * 0.8 * 0.2 / 500) ** 0.5), "within tolerance")
+    assert verdicts["metrics.hessian"] == (None, "no tolerance")
+    assert verdicts["metrics.attack"] == (None, "different")
+    assert verdicts["metrics.layers.0"] == (None, "identical")
+    assert "metrics.seconds" not in verdicts
+    siblings = [record_of(cell, 0.8, hessian=h) for h in (1.9, 2.0, 2.1)]
+    verdicts = {name: (allowed, verdict) for name, *_, allowed, verdict in runs.compare(old, new, siblings)}
+    spread = statistics.stdev([2.0, 1.9, 2.0, 2.1])
+    assert verdicts["metrics.hessian"] == (pytest.approx(3 * 2**0.5 * spread), "within tolerance")
+    far = record_of(cell, 0.5, hessian=2.0, attack="a", layers=[1.0, 2.0], n_test=500)
+    assert {n: v for n, *_, v in runs.compare(old, far, [])}["metrics.accuracy"] == "different"
