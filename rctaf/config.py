@@ -74,6 +74,7 @@ class RunConfig(BaseModel):
     batch_size: int = Field(128, ge=1)
     lr: float = Field(0.1, gt=0)
     lr_schedule: Literal["cosine", "step"] = "cosine"
+    lr_drops: list[int] | None = Field(None, description="epochs, counted from 1, from which lr is ten times smaller")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     decay_gains: bool = Field(True, description="weight decay also acts on batch-norm gains and on biases")

@@ -1,0 +1,83 @@
+"""The inner maximisation of adversarial training: projected gradient ascent in an l-infinity ball."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Objective = Callable[[Tensor], Tensor]  # logits [N, K] -> the scalar to maximise, a sum over the batch
+Start = Literal["uniform", "gaussian"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, the former mode after: an attack neither reads batch statistics nor updates them."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def cross_entropy(y: Tensor) -> Objective:
+    """CE of the logits and labels ``y`` [N], as Madry et al. (2018) and MART attack."""
+    return lambda logits: F.cross_entropy(logits, y, reduction="sum")
+
+
+def divergence_from(natural_logits: Tensor) -> Objective:
+    """Soft cross-entropy from softmax(natural_logits), held fixed: the attack of TRADES, DAJAT and DKL.
+
+    TRADES and DAJAT state it as KL(natural || attacked). The entropy of the fixed distribution is all that
+    KL has beyond the soft cross-entropy, so both have the same gradient.
+    """
+    target = natural_logits.detach().float().softmax(1)
+    return lambda logits: F.cross_entropy(logits, target, reduction="sum")
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    objective: Objective,
+    *,
+    epsilon: float,
+    steps: int,
+    step_size: float,
+    start: Start,
+    generator: torch.Generator,
+) -> Tensor:
+    """Ascend ``objective(model(x'))`` over x' in [0, 1] with max|x' - x| <= epsilon, in evaluation mode.
+
+    Only the gradient with respect to x' is computed; the parameters' gradients are not touched.
+
+    Args:
+        x: images [N, C, H, W] in [0, 1].
+        epsilon, step_size: in units of the pixel range; each step moves every pixel by ``step_size`` along the
+            sign of its gradient, then projects.
+        start: ``uniform`` in the ball (Madry et al.) or ``gaussian``, x + 0.001 N(0, 1) (TRADES and its heirs).
+        generator: source of the start, on the device of ``x``.
+
+    Returns:
+        x', detached, shape of ``x``.
+    """
+    low, high = (x - epsilon).clamp_(0, 1), (x + epsilon).clamp_(0, 1)
+    if start == "uniform":
+        noise = torch.empty_like(x).uniform_(-epsilon, epsilon, generator=generator)
+        attacked = (x + noise).clamp_(0, 1)
+    elif start == "gaussian":
+        # not clamped, as in the original; the first step's projection does it
+        attacked = x + torch.empty_like(x).normal_(0, 0.001, generator=generator)
+    else:
+        raise ValueError(f"start must be uniform or gaussian, got {start!r}")
+    with evaluating(model), torch.enable_grad():
+        for _ in range(steps):
+            attacked.requires_grad_()
+            (gradient,) = torch.autograd.grad(objective(model(attacked)), attacked)
+            attacked = torch.add(attacked.detach(), gradient.sign_(), alpha=step_size)
+            attacked = torch.clamp(attacked, low, high)
+    return attacked.detach()

@@ -1,0 +1,36 @@
+"""The running statistics of a model's batch norms, as one object that can be restored or updated once more."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class NormStatistics:
+    """The running means and variances of all batch norms of a model, remembered as they are now."""
+
+    def __init__(self, model: nn.Module) -> None:
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        # .data, because the backward pass of a training forward checks that nobody wrote to them, though it never
+        # reads them; the forwards' own updates go unnoticed in the same way
+        self._live: list[Tensor] = [t.data for m in norms for t in (m.running_mean, m.running_var) if t is not None]
+        # the default momentum of torch, 0.1, everywhere: networks here never set another
+        self._keep = 1 - (norms[0].momentum or 0.0) if norms else 1.0
+        self._before = [t.clone() for t in self._live]
+
+    def last_update(self) -> list[Tensor]:
+        """(1 - keep) * batch statistic of the single forward since this object was made: new - keep * old."""
+        if not self._live:
+            return []
+        return list(torch._foreach_sub(self._live, torch._foreach_mul(self._before, self._keep)))
+
+    def apply(self, update: list[Tensor]) -> None:
+        """Update the running statistics as one more forward of the batch behind ``update`` would."""
+        if update:
+            torch._foreach_mul_(self._live, self._keep)
+            torch._foreach_add_(self._live, update)
+
+    def restore(self) -> None:
+        """Set the running statistics back to what they were when this object was made."""
+        if self._live:
+            torch._foreach_copy_(self._live, self._before)
