@@ -78,12 +78,17 @@ def _horner(coefficients: tuple[float, ...], q: Tensor) -> Tensor | float:
     return value
 
 
+def widen(x: Tensor) -> Tensor:
+    """Half precision to single; anything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
     """The n-th derivative of sigma at every element of ``x``, in the dtype of ``x``.
 
     Half precision is computed in single precision and rounded once.
     """
-    z = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    z = widen(x)
     if beta == 0 and n == 0:
         return F.softplus(z, beta=alpha, threshold=_EXACT_FROM).to(x.dtype)
 

@@ -1,33 +1,55 @@
-"""The activation family RCT-AF, its curvature, the named baselines, and how to put them into a network."""
+r"""The activation family RCT-AF, its curvature, the named baselines, and how to put them into a network.
+
+With sharpness :math:`\alpha > 0` (``alpha``), order :math:`\beta` (``beta``) and the logistic function s
+(Eq. 1-6 of arXiv 2603.23860):
+
+.. math::
+    \sigma_{\alpha,0}(x) = \frac{\ln(1 + e^{\alpha x})}{\alpha}, \qquad
+    \sigma_{\alpha,1}(x) = x\, s(\alpha x), \qquad
+    \sigma_{\alpha,\beta+1}(x) = x\, \sigma_{\alpha,\beta}'(x).
+
+The curvature of an activation is :math:`\max_x |\sigma''(x)|`.
+"""
 
 from __future__ import annotations
 
+import dis
 import math
 import numbers
 from collections.abc import Callable
+from decimal import Decimal, localcontext
 from functools import cache, partial
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
+import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rctaf import _kernels
 
 
-def _check_alpha(alpha: float) -> float:
-    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real) or not 0 < alpha < math.inf:
-        raise ValueError(f"alpha (sharpness) must be a finite number above 0, got {alpha!r}")
-    return float(alpha)
+def _positive(value: float, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+        raise ValueError(f"{what} must be a finite number above 0, got {value!r}")
+    return float(value)
 
 
-def _check_beta(beta: int) -> int:
+def _order(beta: int) -> int:
     if isinstance(beta, bool) or not isinstance(beta, numbers.Integral) or beta < 0:
         raise ValueError(f"beta (order) must be an integer 0, 1, 2, ..., got {beta!r}")
     return int(beta)
 
 
+# --- the function and its module -------------------------------------------------------------------------------------
+
+
 class _Derivative(torch.autograd.Function):
-    """The n-th derivative of sigma, whose own derivative is the (n+1)-th. Saves one tensor."""
+    """The n-th derivative of sigma. Its own derivative is the (n+1)-th, so autograd may go on for ever.
+
+    Saves one tensor: x, or for sigma itself at order 0 only the output, which the next layer keeps anyway.
+    """
 
     @staticmethod
     def forward(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
@@ -36,17 +58,15 @@ class _Derivative(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float, int, int], output: Tensor) -> None:
         x, ctx.alpha, ctx.beta, ctx.n = inputs
-        # Order 0 needs nothing but its output, which the next layer keeps anyway.
         ctx.from_output = ctx.beta == 0 and ctx.n == 0
         ctx.save_for_backward(output if ctx.from_output else x)
-        ctx.save_for_forward(x)
+        ctx.save_for_forward(x)  # held during this call only
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (saved,) = ctx.saved_tensors
-        if ctx.from_output:  # s(alpha x) = 1 - exp(-alpha y); autograd takes the further derivatives through y
-            y = saved.float() if saved.dtype in (torch.float16, torch.bfloat16) else saved
-            slope = -torch.expm1(-ctx.alpha * y).to(saved.dtype)
+        if ctx.from_output:  # s(alpha x) = 1 - exp(-alpha y); autograd takes further derivatives through y
+            slope = -torch.expm1(-ctx.alpha * _kernels.widen(saved)).to(saved.dtype)
         else:
             slope = _Derivative.apply(saved, ctx.alpha, ctx.beta, ctx.n + 1)
         return grad * slope, None, None, None
@@ -62,47 +82,140 @@ class _Derivative(torch.autograd.Function):
 
 
 def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
-    """RCT-AF of sharpness ``alpha`` and order ``beta``."""
-    alpha, beta = _check_alpha(alpha), _check_beta(beta)
-    if torch.compiler.is_compiling():
+    r"""RCT-AF of sharpness ``alpha`` and order ``beta``, elementwise (Eq. 1-6; higher orders by the recursion).
+
+    Orders 0 and 1 are softplus and Swish of sharpness ``alpha``. In every order
+    :math:`\sigma_{\alpha,\beta}(x) = \sigma_{1,\beta}(\alpha x)/\alpha`, and for :math:`\alpha \to \infty`
+    the function tends to ReLU.
+
+    Differentiable any number of times, backward and forward (``torch.func`` included). Half precision is
+    computed in single precision and rounded once. One tensor is saved for backward; at order 0 it is the
+    output itself.
+
+    Args:
+        x: floating-point tensor of any shape.
+        alpha: sharpness, a finite number above 0.
+        beta: order, an integer 0, 1, 2, ...
+
+    Returns:
+        Tensor of the shape and dtype of ``x``.
+
+    Raises:
+        ValueError: ``alpha``, ``beta`` or the dtype of ``x`` is not as above.
+
+    >>> rctaf(torch.tensor([-1.0, 0.0, 1.0]), alpha=14.0, beta=1)
+    tensor([-8.3153e-07,  0.0000e+00,  1.0000e+00])
+    """
+    alpha, beta = _positive(alpha, "alpha (sharpness)"), _order(beta)
+    if not x.is_floating_point():
+        raise ValueError(f"x must be a floating-point tensor, got {x.dtype}")
+    if torch.compiler.is_compiling():  # the compiler differentiates and fuses the plain formula with its neighbours
         return _kernels.derivative(x, alpha, beta, 0)
     return _Derivative.apply(x, alpha, beta, 0)
 
 
+torch.fx.wrap("rctaf")  # one node in a symbolic trace: a Proxy cannot enter an autograd.Function
+
+
 class RCTAF(nn.Module):
-    """:func:`rctaf` as a module without parameters."""
+    """:func:`rctaf` as a module. It has no parameters and no state: ``alpha`` is a float, ``beta`` an int.
+
+    Shapes: any to the same.
+
+    Raises:
+        ValueError: ``alpha`` is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...
+
+    >>> RCTAF(alpha=14, beta=1)
+    RCTAF(alpha=14, beta=1)
+    """
 
     def __init__(self, alpha: float, beta: int) -> None:
         super().__init__()
-        self.alpha = _check_alpha(alpha)
-        self.beta = _check_beta(beta)
+        self.alpha = _positive(alpha, "alpha (sharpness)")
+        self.beta = _order(beta)
 
     def forward(self, x: Tensor) -> Tensor:
         return rctaf(x, self.alpha, self.beta)
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha:g}, beta={self.beta}"
+        return f"alpha={self.alpha:.12g}, beta={self.beta}"
+
+
+# --- curvature -------------------------------------------------------------------------------------------------------
 
 
 @cache
 def _unit_curvature(beta: int) -> float:
-    u = torch.linspace(0, 60 + 4 * beta, 200_001, dtype=torch.float64)
-    return float(_kernels.derivative(u, 1.0, beta, 2).abs().max())
+    """max over u of abs(sigma''(u)) at alpha = 1, in decimal arithmetic and rounded once at the end."""
+    rows = {n: _kernels.polynomials(beta, n) for n in (2, 3)}
+
+    def value(n: int, u: Decimal) -> Decimal:
+        t = (-u).exp()  # u >= 0
+        q, c = t / (1 + t) ** 2, (t - 1) / (t + 1)
+        total = Decimal(0)
+        for k in range(beta, -1, -1):
+            term = Decimal(0)
+            for a in reversed(rows[n][k]):
+                term = term * q + a
+            total = total * u + (term * c if (n + k) % 2 else term)
+        return q * total
+
+    with localcontext() as context:
+        context.prec = 40 + 2 * beta  # the polynomials in q cancel: less than two digits lost per order
+        # sigma'' is even. L^(m) changes sign about every pi^2/m near 0, so the step meets each hump many times;
+        # beyond 3 beta + 10 what is left is the decay of u^beta e^-u.
+        step = 1 / Decimal(beta + 4)
+        grid = [i * step for i in range((3 * beta + 10) * (beta + 4))]
+        height = [abs(value(2, u)) for u in grid]
+        peak = height[0]
+        for i in range(1, len(grid) - 1):
+            if not height[i - 1] <= height[i] >= height[i + 1]:
+                continue
+            low, high = grid[i - 1], grid[i + 1]
+            for _ in range(40):  # the root of sigma''' to 1e-12; the error of the maximum is the square of that
+                middle = (low + high) / 2
+                if value(2, middle) * value(3, middle) > 0:
+                    low = middle
+                else:
+                    high = middle
+            peak = max(peak, abs(value(2, low)))
+        return float(peak)
 
 
 def curvature(alpha: float, beta: int) -> float:
-    """max over x of abs(sigma''(x))."""
-    return _check_alpha(alpha) * _unit_curvature(_check_beta(beta))
+    r"""The global maximum :math:`\max_x |\sigma_{\alpha,\beta}''(x)|`, in double precision, for every order.
+
+    At 0 the second derivative is :math:`\sigma''(0) = \alpha\, 2^{\beta-2}`. Up to order 4 that is the maximum:
+    :math:`\alpha/4`, :math:`\alpha/2`, :math:`\alpha`, ... (:mod:`rctaf.symbolic` proves it). From order 5 on
+    :math:`|\sigma''|` is larger elsewhere, and the maximum is the largest value at the roots of
+    :math:`\sigma'''`, found in decimal arithmetic. By homogeneity it is proportional to ``alpha``.
+
+    Raises:
+        ValueError: ``alpha`` is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...
+
+    >>> [curvature(28, 0), curvature(14, 1), curvature(7, 2)]
+    [7.0, 7.0, 7.0]
+    >>> round(curvature(1, 5), 4)  # and 8 at x = 0
+    10.3575
+    """
+    return _positive(alpha, "alpha (sharpness)") * _unit_curvature(_order(beta))
 
 
 def alpha_for_curvature(c: float, beta: int) -> float:
-    """The alpha with ``curvature(alpha, beta) == c``."""
-    if isinstance(c, bool) or not isinstance(c, numbers.Real) or not 0 < c < math.inf:
-        raise ValueError(f"curvature must be a finite number above 0, got {c!r}")
-    return float(c) / _unit_curvature(_check_beta(beta))
+    """The sharpness at which order ``beta`` has curvature ``c``: the inverse of :func:`curvature`.
+
+    Raises:
+        ValueError: ``c`` is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...
+
+    >>> [alpha_for_curvature(7, beta) for beta in (0, 1, 2)]
+    [28.0, 14.0, 7.0]
+    """
+    return _positive(c, "c (curvature)") / _unit_curvature(_order(beta))
 
 
-_FACTORIES: dict[str, Callable[..., nn.Module]] = {
+# --- activations by name ---------------------------------------------------------------------------------------------
+
+_MAKERS: dict[str, Callable[..., nn.Module]] = {
     "rctaf": RCTAF,
     "relu": nn.ReLU,
     "leaky_relu": partial(nn.LeakyReLU, 0.01),
@@ -113,35 +226,193 @@ _FACTORIES: dict[str, Callable[..., nn.Module]] = {
     "mish": nn.Mish,
     "softplus": nn.Softplus,
 }
-ACTIVATIONS: tuple[str, ...] = tuple(_FACTORIES)
+ACTIVATIONS: tuple[str, ...] = tuple(_MAKERS)
 
 
 def make_activation(name: str, **kw: Any) -> nn.Module:
-    """A new activation module by name."""
-    if name not in _FACTORIES:
-        raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
-    expected = {"alpha", "beta"} if name == "rctaf" else set()
-    if set(kw) != expected:
-        wants = "alpha and beta" if expected else "no settings"
-        raise ValueError(f"activation {name!r} takes {wants}, got {kw!r}")
-    return _FACTORIES[name](**kw)
+    """A new activation module: ``rctaf`` (needs ``alpha`` and ``beta``) or a baseline of Table 1 or 2 by name.
 
+    The baselines are PyTorch's with their defaults (Leaky ReLU: slope 0.01; GELU: exact), never in place, and take
+    no settings. The names are in ``ACTIVATIONS``.
+
+    Raises:
+        ValueError: unknown name, or settings that the activation does not take or lacks.
+
+    >>> make_activation("rctaf", alpha=14, beta=1), make_activation("swish")
+    (RCTAF(alpha=14, beta=1), SiLU())
+    """
+    if name not in _MAKERS:
+        raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
+    wanted = {"alpha", "beta"} if name == "rctaf" else set()
+    if set(kw) != wanted:
+        given = ", ".join(f"{key}={value!r}" for key, value in kw.items()) or "nothing"
+        raise ValueError(f"activation {name!r} takes {' and '.join(sorted(wanted)) or 'no settings'}, got {given}")
+    return _MAKERS[name](**kw)
+
+
+# --- activations in a network ----------------------------------------------------------------------------------------
 
 _RECTIFIERS = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Softplus, nn.Hardswish, nn.Threshold, RCTAF,
+    RCTAF, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
+    nn.Softplus, nn.Hardswish, nn.Threshold,
 )  # fmt: skip
+_FUNCTION_NAMES = (
+    "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu", "elu_", "celu", "celu_",
+    "selu", "selu_", "gelu", "silu", "mish", "softplus", "hardswish", "threshold", "threshold_",
+)  # fmt: skip
+_FUNCTIONS = frozenset(
+    getattr(home, name) for home in (torch, F, Tensor) for name in _FUNCTION_NAMES if hasattr(home, name)
+) | {rctaf}
 
 
 def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> int:
-    """Replace every activation module of ``model`` in place; returns how many."""
-    fresh: dict[int, nn.Module] = {}
-    count = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if isinstance(child, _RECTIFIERS):
-                if id(child) not in fresh:
-                    fresh[id(child)] = factory()
-                parent._modules[name] = fresh[id(child)]
-                count += 1
-    return count
+    """Put a new activation in every place of ``model`` that holds one; change the model in place.
+
+    An activation here is an elementwise rectifier: :class:`RCTAF`, ReLU, ReLU6, LeakyReLU, PReLU, RReLU, ELU, CELU,
+    SELU, GELU, SiLU, Mish, Softplus, Hardswish, Threshold. Gates and normalisers (sigmoid, tanh, softmax, GLU) stay.
+    A place is an attribute of a module, however deep, that holds an activation module or a function such as
+    ``F.relu`` (as in ``nn.TransformerEncoderLayer``). A module that stands in several places stays shared.
+
+    An activation *called* as a function in the code of a forward method cannot be replaced from outside. It is never
+    passed over in silence: the forward of every module is traced symbolically (read, where it cannot be traced).
+
+    Args:
+        model: any module but an activation itself.
+        factory: makes one activation, e.g. ``lambda: RCTAF(alpha=14, beta=1)``.
+
+    Returns:
+        The number of places.
+
+    Raises:
+        ValueError: an activation is called as a function (the message says which, and in which module), is compiled
+            into a module (``nn.RNN`` with ReLU, TorchScript), or ``model`` or ``factory`` is not as above. The model
+            is then unchanged.
+
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Sequential(nn.Linear(3, 3), nn.GELU()), nn.Softmax(-1))
+    >>> replace_activations(net, lambda: RCTAF(alpha=14, beta=1))
+    2
+    >>> net[1], net[2][1]
+    (RCTAF(alpha=14, beta=1), RCTAF(alpha=14, beta=1))
+    """
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise ValueError(f"factory must be a function that makes an activation (lambda: ReLU()), got {factory!r}")
+    if isinstance(model, _RECTIFIERS):
+        raise ValueError(f"the model is itself an activation, with nothing around it to change: {model!r}")
+    problems = [
+        f"{path or 'the model'} ({type(module).__name__}) calls {name}"
+        for path, module in model.named_modules()
+        for name in sorted(_called_inside(module))
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"activations called inside code cannot be replaced: {', '.join(problems[:3])}{more}; "
+            "hold each as a module (self.act = nn.ReLU()) and call that"
+        )
+
+    places: list[tuple[nn.Module, str, Any]] = []
+    for parent in model.modules():
+        places += [(parent, name, child) for name, child in parent._modules.items() if isinstance(child, _RECTIFIERS)]
+        places += [(parent, name, (parent, name)) for name in _function_attributes(parent)]
+    new = {
+        old: factory() for old in dict.fromkeys(old for _, _, old in places)
+    }  # one for each, however often it stands
+    for made in new.values():
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"factory must return a module, got {made!r}")
+    for parent, name, old in places:
+        setattr(parent, name, new[old].train(parent.training))
+    for module in model.modules():
+        # The fast path of nn.TransformerEncoderLayer computes ReLU or GELU itself, whatever the layer holds, unless:
+        if "activation_relu_or_gelu" in vars(module):
+            vars(module)["activation_relu_or_gelu"] = 0
+    return len(places)
+
+
+def _is_activation_function(thing: Any) -> bool:
+    while isinstance(thing, partial):
+        thing = thing.func
+    try:
+        return thing in _FUNCTIONS
+    except TypeError:  # unhashable
+        return False
+
+
+def _function_attributes(module: nn.Module) -> list[str]:
+    """Attributes of this module that hold an activation function, such as ``self.act = F.relu``."""
+    return [name for name, value in vars(module).items() if _is_activation_function(value)]
+
+
+class _OwnCode(torch.fx.Tracer):
+    """Traces what one module's forward does itself; its submodules stay closed."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _called_inside(module: nn.Module) -> set[str]:
+    """Names of the activations that the module's own code calls as functions."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return {"compiled TorchScript"}
+    if isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity == "relu":
+        return {"relu"}
+    if type(module).__module__.startswith("torch.") and not isinstance(module, torch.fx.GraphModule):
+        return set()  # PyTorch's other modules call only what they hold as attributes
+    if isinstance(module, RCTAF) or type(module).forward is nn.Module.forward:
+        return set()
+    before = dict(vars(module))
+    try:
+        for name in _function_attributes(module):  # these will be replaced
+            vars(module)[name] = lambda x, *_, **__: x
+        nodes = list(_OwnCode().trace(module).nodes)
+    except Exception:  # whatever a forward may raise when it meets a Proxy: read its code instead
+        forward = type(module).forward
+        return _mentioned(forward.__code__, forward.__globals__, module, set())
+    finally:
+        vars(module).clear()
+        vars(module).update(before)
+    return {
+        name
+        for node in nodes
+        for name in [node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")]
+        if (node.op == "call_function" and _is_activation_function(node.target))
+        or (node.op == "call_method" and name in _FUNCTION_NAMES)
+    }
+
+
+def _mentioned(code: CodeType, names: dict[str, Any], owner: nn.Module, seen: set[CodeType]) -> set[str]:
+    """Names of the activation functions looked up by a method of ``owner``, or by any Python function it looks up."""
+    if code in seen:
+        return set()
+    seen.add(code)
+    found: set[str] = set()
+
+    def follow(function: Any, bound: Any) -> None:
+        if isinstance(function, FunctionType) and not (function.__module__ or "").startswith("torch."):
+            found.update(_mentioned(function.__code__, function.__globals__, bound, seen))
+
+    unknown = object()
+    thing: Any = unknown  # what the expression read so far, such as self.block.act, stands for
+    for step in dis.get_instructions(code):
+        name = step.argval[-1] if isinstance(step.argval, tuple) else step.argval
+        if "LOAD_FAST" in step.opname or step.opname == "LOAD_DEREF":
+            thing = owner if name == "self" else unknown
+        elif step.opname == "LOAD_GLOBAL":
+            thing = names.get(name, unknown)
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and thing is not unknown:
+            # an activation function held as an attribute will be replaced
+            held = isinstance(thing, nn.Module) and name in _function_attributes(thing)
+            thing = unknown if held else getattr(thing, name, unknown)
+        else:
+            if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and name in _FUNCTION_NAMES:
+                found.add(name)  # a method of something computed: x.relu()
+            thing = unknown
+        if _is_activation_function(thing):
+            found.add(name)
+        follow(getattr(thing, "__func__", thing), getattr(thing, "__self__", owner))
+        if isinstance(step.argval, CodeType):  # a function or comprehension inside this one
+            found |= _mentioned(step.argval, names, owner, seen)
+    if "super" in code.co_names:
+        for base in type(owner).__mro__:
+            follow(vars(base).get(code.co_name), owner)
+    return found
