@@ -46,6 +46,14 @@ def parse_epsilon(text: str) -> float:
     return float(value)
 
 
+def _unused(activation: Any, method: Any) -> set[str]:
+    """The settings that these choices do not use."""
+    unused = set()
+    for choice, table in ((activation, _ACTIVATION_ONLY), (method, _METHOD_ONLY)):
+        unused |= set().union(*table.values()) - table.get(choice, set())
+    return unused
+
+
 class RunConfig(BaseModel):
     """Every setting of one experiment: train, attack, measure, record.
 
@@ -63,9 +71,7 @@ class RunConfig(BaseModel):
     network: Literal["resnet_small", "resnet18", "preact_resnet18", "wrn_28_10", "wrn_34_10"] = "resnet_small"
     width: int | None = Field(None, ge=1, description="channels of the first stage; None: the network's own")
     norm: Literal["batch", "none"] = "batch"
-    activation: Literal[
-        "rctaf", "relu", "leaky_relu", "elu", "selu", "gelu", "swish", "mish", "softplus"
-    ] = "rctaf"
+    activation: Literal["rctaf", "relu", "leaky_relu", "elu", "selu", "gelu", "swish", "mish", "softplus"] = "rctaf"
     alpha: float | None = Field(14.0, gt=0, le=1000, description="sharpness of RCT-AF")
     beta: int | None = Field(1, ge=0, le=12, description="order of RCT-AF")
     # training
@@ -96,15 +102,8 @@ class RunConfig(BaseModel):
     def _drop_unused(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        values = dict(values)
-
-        def drop(choice: Any, table: dict[str, set[str]]) -> None:
-            for field in set().union(*table.values()) - table.get(choice, set()):
-                values[field] = None
-
-        drop(values.get("activation", cls.model_fields["activation"].default), _ACTIVATION_ONLY)
-        drop(values.get("method", cls.model_fields["method"].default), _METHOD_ONLY)
-        return values
+        chosen = {name: values.get(name, cls.model_fields[name].default) for name in ("activation", "method")}
+        return {**values, **dict.fromkeys(_unused(**chosen))}
 
     @field_validator("epsilon", "attack_step_size", "epsilon_larger")
     @classmethod
@@ -117,10 +116,11 @@ class RunConfig(BaseModel):
     def run_id(self) -> str:
         """Twelve hex digits that name this experiment.
 
-        The hash covers the validated settings that differ from their defaults, so a field
-        added later (whose default means "as before") leaves every old id as it is.
+        The hash covers the validated settings that are used and differ from their defaults, so a
+        field added later (whose default means "as before") leaves every old id as it is.
         """
-        doc = {"schema": SCHEMA, **self.model_dump(mode="json", exclude_defaults=True)}
+        unused = _unused(self.activation, self.method)
+        doc = {"schema": SCHEMA, **self.model_dump(mode="json", exclude_defaults=True, exclude=unused)}
         text = json.dumps(doc, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -188,7 +188,9 @@ class Grid(BaseModel):
         return grid
 
     def cells(self) -> dict[str, RunConfig]:
-        """All experiments by run id, in the order of the file.
+        """All experiments by run id: by seed, then in the order of the file.
+
+        So a grid that is stopped half-way leaves complete seeds rather than complete blocks.
 
         Raises:
             ValueError: a setting is unknown or out of range, or one experiment appears twice.
@@ -207,7 +209,7 @@ class Grid(BaseModel):
                 cells[config.run_id] = config
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
-        return cells
+        return dict(sorted(cells.items(), key=lambda cell: cell[1].seed))
 
 
 def explain(error: Exception) -> str:

@@ -124,11 +124,12 @@ def execute(config: RunConfig) -> str:
     unless ``OMP_NUM_THREADS`` says otherwise: results repeat bit by bit only at a fixed number.
 
     Raises:
-        NotebookError: a cell failed; it is red in ``notebook.partial.ipynb``, and ``failed.json``
-            holds the message.
-        RunError: the notebook ended without a record, or another job of the cluster has this run.
+        RunError: a cell failed (it is red in ``notebook.partial.ipynb``, and ``failed.json`` holds
+            the message), the notebook left no record, or another job of the cluster has this run.
     """
-    from rctaf.notebooks import execute_notebook
+    # below nbformat, jsonschema would build a grammar of URIs at import: 2 s a run, for nothing used here
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    from rctaf.notebooks import NotebookError, execute_notebook
 
     run_id, folder = config.run_id, local_dir(config.run_id)
     if finished(run_id):
@@ -150,7 +151,7 @@ def execute(config: RunConfig) -> str:
                 except Exception as error:
                     message = " ".join(str(error).split()) or type(error).__name__
                     records.write_text(failure, json.dumps({"error": message}) + "\n")
-                    raise
+                    raise RunError(message) from (None if isinstance(error, NotebookError | RunError) else error)
     except Busy:
         raise RunError(f"{run_id}: another process has this run") from None
     return "done"
@@ -466,11 +467,9 @@ def main(argv: list[str] | None = None) -> int:
     cells = Grid.load(args.grid).cells()
     if args.id not in cells:
         raise SystemExit(f"{args.grid} has no run {args.id!r}; its {len(cells)} ids are: {' '.join(cells)}")
-    from rctaf.notebooks import NotebookError
-
     try:
         print(cells[args.id].label, execute(cells[args.id]), flush=True)
-    except (NotebookError, RunError) as error:
+    except RunError as error:
         print(f"{args.id} {cells[args.id].label}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -152,7 +152,7 @@ def test_exec_names_what_is_wrong(store, grid, cell, monkeypatch, capsys):
 
     monkeypatch.setattr(notebooks, "execute_notebook", fails)
     assert runs.main(["exec", str(grid), cell.run_id]) == 1
-    assert "cell 7: out\nof luck" in capsys.readouterr().err
+    assert "cell 7: out of luck" in capsys.readouterr().err
     assert runs.state(cell.run_id) == ("FAILED", "cell 7: out of luck")
 
 

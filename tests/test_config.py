@@ -1,0 +1,163 @@
+"""One definition of an experiment: what it accepts, what it refuses, and the ids that must never move."""
+
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from rctaf.activations import curvature
+from rctaf.config import Grid, RunConfig, parse_epsilon
+
+ROOT = Path(__file__).resolve().parent.parent
+GRIDS = sorted(ROOT.glob("grids/**/*.yaml"))
+
+# Committed records are found by these ids. A change here orphans the evidence: give a new field a
+# default that means "as before", or raise SCHEMA and run everything again.
+GOLDEN = {
+    "67d6291b3014": {},
+    "8a81d0fdf407": {"alpha": 28, "beta": 0, "seed": 3},
+    "f6c5e29293d4": {"activation": "relu", "epochs": 8, "n_eval": 200},
+    "5d10cb8b90de": {"method": "standard", "autoattack": "none", "hessian_probes": 0},
+    "68a1d24da282": {"dataset": "cifar10", "network": "resnet18", "epsilon": "8/255", "attack_steps": 10},
+}
+
+
+@pytest.mark.parametrize("run_id", GOLDEN)
+def test_golden_ids(run_id):
+    assert RunConfig(**GOLDEN[run_id]).run_id == run_id
+
+
+def test_one_experiment_has_one_id():
+    config = RunConfig(alpha=2.5, seed=4)
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+    assert RunConfig(**config.model_dump(mode="json")).run_id == config.run_id
+    assert RunConfig(alpha=7).run_id == RunConfig(alpha=7.0).run_id
+    # settings that the choice does not use cannot split it
+    assert RunConfig(activation="relu", alpha=3, beta=2).run_id == RunConfig(activation="relu").run_id
+    assert RunConfig(method="standard", lam=2, attack_steps=9) == RunConfig(method="standard")
+    # and every setting that it does use tells two experiments apart
+    changed = [{}, {"alpha": 7}, {"beta": 2}, {"seed": 1}, {"lam": 5}, {"method": "pgd"}, {"epsilon": "8/255"}]
+    assert len({RunConfig(**settings).run_id for settings in changed}) == len(changed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alhpa": 3}, "alhpa"),
+        ({"alpha": 0}, "greater than 0"),
+        ({"alpha": float("nan")}, "finite"),
+        ({"beta": -1}, "greater than or equal to 0"),
+        ({"beta": 1.5}, "integer"),
+        ({"activation": "rleu"}, "'relu'"),
+        ({"epsilon": "8/0"}, 'such as "8/255"'),
+        ({"epsilon": 0.15}, "string"),
+        ({"epsilon": "2"}, r"\(0, 1\]"),
+        ({"epochs": 0}, "greater than or equal to 1"),
+        ({"autoattack": "quick"}, "'screening'"),
+    ],
+)
+def test_refusals(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        RunConfig(**settings)
+
+
+def test_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        RunConfig().alpha = 2.0
+
+
+def test_from_notebook_reads_settings_only():
+    assert RunConfig.from_notebook({"alpha": 3.0, "np": object(), "seed": 2}) == RunConfig(alpha=3.0, seed=2)
+
+
+@pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.15", 0.15), (" 1 / 4 ", 0.25), ("1", 1.0)])
+def test_parse_epsilon(text, value):
+    assert parse_epsilon(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1/255", "8:255", "1.5", "inf", "nan"])
+def test_parse_epsilon_refuses(text):
+    with pytest.raises(ValueError, match="epsilon must be"):
+        parse_epsilon(text)
+
+
+def write(tmp_path, text):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_curvature_axis(tmp_path):
+    path = write(tmp_path, "name: g\nscale: s\nblocks: [{axes: {beta: [0, 1, 2, 5], curvature: [0.5, 7]}}]")
+    cells = list(Grid.load(path).cells().values())
+    assert [c.beta for c in cells] == [0, 0, 1, 1, 2, 2, 5, 5]
+    for config, wanted in zip(cells, [0.5, 7.0] * 4, strict=True):
+        assert config.curvature == pytest.approx(wanted, rel=1e-11)  # ids keep 12 digits
+        assert curvature(config.alpha, config.beta) == config.curvature
+    # the closed form alpha 2^(beta - 2) holds up to order 4
+    assert [c.alpha for c in cells[:6]] == [2, 28, 1, 14, 0.5, 7]
+    assert RunConfig(activation="relu").curvature is None
+
+
+def test_seeds_come_first(tmp_path):
+    path = write(
+        tmp_path,
+        "name: g\nscale: s\nblocks:\n"
+        "- axes: {alpha: [1, 2], seed: [1, 0]}\n"
+        "- {base: {activation: relu}, axes: {seed: [0, 1]}}",
+    )
+    cells = Grid.load(path).cells().values()
+    assert [(c.seed, c.alpha) for c in cells] == [(0, 1), (0, 2), (0, None), (1, 1), (1, 2), (1, None)]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ("[{axes: {alpha: [1], curvature: [2]}}]", "alpha or curvature, not both"),
+        ("[{axes: {alfa: [1]}}]", "alfa=1: Extra inputs"),
+        ("[{axes: {alpha: [1, 1.0]}}]", "appears twice: digits resnet_small trades rctaf"),
+        ("[{axes: {alpha: [1]}}, {axes: {seed: [0], alpha: [1]}}]", "appears twice"),
+        ("[{base: {activation: relu}, axes: {alpha: [1, 2]}}]", "appears twice"),
+        ("[{axis: {alpha: [1]}}]", "blocks.0.axis"),
+        ("[{axes: {curvature: [-1]}}]", "-1"),
+        ("[", "flow node"),
+    ],
+)
+def test_bad_grids_end_in_one_line(tmp_path, blocks, message):
+    path = write(tmp_path, f"name: g\nscale: s\nblocks: {blocks}")
+    with pytest.raises(SystemExit) as error:
+        Grid.load(path)
+    text = str(error.value)
+    assert message in text
+    assert text.startswith(f"grid {path}: ")
+    assert "\n" not in text
+
+
+def test_missing_and_empty_grid_files(tmp_path):
+    for path in (tmp_path / "none.yaml", write(tmp_path, "")):
+        with pytest.raises(SystemExit, match=f"grid {path}"):
+            Grid.load(path)
+
+
+# --- the grids of the project ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: str(path.relative_to(ROOT / "grids")))
+def test_committed_grid(path):
+    grid = Grid.load(path)
+    assert grid.name == str(path.relative_to(ROOT / "grids").with_suffix(""))
+    if path.parent.name != "paper":
+        assert "reduced scale" in grid.scale  # printed under every figure drawn from it
+
+
+def test_grids_share_runs_rather_than_repeat_them():
+    """Within a scale, two cells that train the same model are one run: they agree on the evaluation too."""
+    evaluation = {"n_eval", "epsilon_larger", "autoattack", "hessian_images", "hessian_probes"}
+    cells = [(p, c) for p in GRIDS for c in Grid.load(p).cells().values()]
+    by_training = {}
+    for path, config in cells:
+        by_training.setdefault(config.model_dump_json(exclude=evaluation), []).append((path, config))
+    for same in by_training.values():
+        for (a, one), (b, other) in combinations(same, 2):
+            assert one.run_id == other.run_id, f"{a} and {b} train {one.label} twice"
