@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 
-from rctaf.config import Grid, RunConfig
+from rctaf.config import Grid, RunConfig, explain
 
 RECORD_SCHEMA = 1
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,8 +96,9 @@ def write(record: Record) -> Path:
     Raises:
         ValueError: a metric is NaN or infinite (nothing is written), or history columns differ in length.
     """
-    if len({len(column) for column in record.history.values()}) > 1:
-        raise ValueError("history: the columns differ in length: " + str({k: len(v) for k, v in record.history.items()}))
+    lengths = {name: len(column) for name, column in record.history.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"history: the columns differ in length: {lengths}")
     path = local_dir(record.run_id) / "run.json"
     write_text(path, record.to_json())
     return path
@@ -124,7 +125,8 @@ def read(path: Path) -> Record:
         if not record.run_id == doc["id"] == path.parent.name:
             raise ValueError(f"the settings hash to {record.run_id}, the record says {doc['id']}")
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable record: {' '.join(str(error).split())}") from None
+        why = f"it lacks {error}" if isinstance(error, KeyError) else explain(error)
+        raise ValueError(f"{path}: not a readable record: {why}") from None
     return record
 
 

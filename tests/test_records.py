@@ -1,0 +1,154 @@
+"""The store: whole or absent, honest about its id, committed evidence first."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from rctaf import records
+from rctaf.config import Grid, RunConfig
+from rctaf.records import Record
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    return tmp_path
+
+
+def record(**settings):
+    return Record(
+        config=RunConfig(**settings),
+        metrics={"accuracy": 0.9, "autoattack": {"robust_accuracy": 0.5, "version": "screening"}, "layers": [1.0, 2.0]},
+        history={"epoch": [1, 2], "loss": [2.0, 1.0]},
+        provenance={"device": "x86_64 CPU", "threads": 1},
+    )
+
+
+def test_round_trip():
+    written = record(alpha=3, seed=2)
+    path = records.write(written)
+    assert path == records.local_dir(written.run_id) / "run.json"
+    assert records.read(path) == written
+    assert not records.read(path).kept
+    assert records.load(written.run_id) == written
+    assert records.load("0" * 12) is None
+
+
+def test_committed_evidence_comes_first():
+    mine = record()
+    records.write(mine)
+    records.write_text(records.kept_path(mine.run_id), mine.to_json().replace('"accuracy": 0.9', '"accuracy": 0.8'))
+    found = records.load(mine.run_id)
+    assert found.kept
+    assert found.metrics["accuracy"] == 0.8
+    assert [r.run_id for r in records.find([RunConfig(seed=9).run_id, mine.run_id])] == [mine.run_id]
+
+
+def test_keep_copies_what_is_finished_once():
+    grid = Grid(name="g", scale="s", blocks=[{"axes": {"seed": [0, 1]}}])
+    finished = record(seed=0)
+    records.write(finished)
+    assert records.keep(grid) == 1
+    assert records.keep(grid) == 0
+    assert records.read(records.kept_path(finished.run_id)).kept
+    assert not records.kept_path(record(seed=1).run_id).exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda doc: doc["config"].update(seed=7), "the settings hash to"),
+        (lambda doc: doc.update(id="0" * 12), "the record says 000000000000"),
+        (lambda doc: doc.update(schema=0), "record schema 0, this code reads 1"),
+        (lambda doc: doc["config"].update(sharpness=3), "sharpness=3: Extra inputs"),
+        (lambda doc: doc.pop("metrics"), "lacks 'metrics'"),
+    ],
+)
+def test_unreadable_records_say_why(change, message):
+    path = records.write(record())
+    doc = json.loads(path.read_text())
+    change(doc)
+    path.write_text(json.dumps(doc))
+    with pytest.raises(ValueError, match=message) as error:
+        records.read(path)
+    assert str(path) in str(error.value)
+
+
+def test_record_in_another_run_s_folder_is_refused():
+    path = records.write(record())
+    elsewhere = records.local_dir("0" * 12) / "run.json"
+    records.write_text(elsewhere, path.read_text())
+    with pytest.raises(ValueError, match="not a readable record"):
+        records.read(elsewhere)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_no_number_that_json_lacks(bad):
+    broken = record()
+    broken.metrics["accuracy"] = bad
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        records.write(broken)
+    assert not records.local_dir(broken.run_id).exists()
+
+
+def test_history_columns_have_one_length():
+    broken = record()
+    broken.history["loss"].append(0.5)
+    with pytest.raises(ValueError, match="'loss': 3"):
+        records.write(broken)
+
+
+def test_a_file_is_whole_at_every_moment(store, monkeypatch):
+    """A reader sees one of the texts and never a part, and so does whoever comes after a sudden death."""
+    path, texts = store / "file", ["a" * 300_000, "b" * 200_000]
+    records.write_text(path, texts[0])
+    stop = threading.Event()
+
+    def rewrite():
+        while not stop.is_set():
+            for text in texts:
+                records.write_text(path, text)
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        assert all(path.read_text() in texts for _ in range(100))
+    finally:
+        stop.set()
+        writer.join()
+
+    def dies(number):
+        raise KeyboardInterrupt  # when everything is written and nothing is safe yet
+
+    before = path.read_text()
+    monkeypatch.setattr("os.fsync", dies)
+    with pytest.raises(KeyboardInterrupt):
+        records.write_text(path, "c" * 100_000)
+    assert path.read_text() == before
+
+
+def test_table_is_one_row_per_record():
+    table = records.table([record(alpha=28, beta=0), record(activation="relu")])
+    assert list(table["curvature"].fillna(-1)) == [7.0, -1]
+    assert list(table["autoattack.robust_accuracy"]) == [0.5, 0.5]
+    assert list(table["activation"]) == ["rctaf", "relu"]
+    assert "layers" not in table
+    assert set(RunConfig.model_fields) <= set(table)
+
+
+def test_provenance_says_where_and_with_what():
+    said = records.provenance(time.time() - 2)
+    assert said["wall_s"] == pytest.approx(2, abs=1)
+    assert said["packages"]["torch"]
+    assert said["threads"] >= 1
+    assert len(said["git_commit"] or "0" * 40) == 40
+
+
+def test_show(capsys):
+    path = records.write(record())
+    assert records.main(["show", record().run_id]) == 0
+    assert str(path) in capsys.readouterr().out
+    assert records.main(["show", "nothing"]) == 1
+    assert "no record 'nothing'" in capsys.readouterr().err
