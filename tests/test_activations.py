@@ -1,0 +1,522 @@
+"""The activations against mpmath: the definition by recursion, carried out on power series with 400 digits."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import io
+import math
+import weakref
+from collections import Counter
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+
+from rctaf import ACTIVATIONS, RCTAF, _kernels, alpha_for_curvature, curvature, make_activation, rctaf
+from rctaf import replace_activations as replace
+from rctaf.data import torchvision
+
+# PyTorch raises these itself, where forward-mode derivatives and the compiler are first used
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+POINTS = (0, 1e-8, 1e-3, 0.1, 0.3, 0.7, 1, 1.5, 1.96, 2.16, 2.4, 3, 3.44, 4.2, 5, 6.3, 8, 13, 17, 26, 40, 55, 80)
+
+
+def series(u, beta, terms):
+    """Taylor coefficients of sigma_{1,beta} at u, straight from the definition; s' = s - s^2 gives the logistic's."""
+    n = terms + beta
+    s = [1 / (1 + mpmath.exp(-u))]
+    for j in range(n - 1):
+        s.append((s[j] - mpmath.fsum(s[i] * s[j - i] for i in range(j + 1))) / (j + 1))
+    f = [mpmath.log1p(mpmath.exp(u))] + [s[j] / (j + 1) for j in range(n - 1)]
+    for _ in range(beta):  # f <- (u + h) f'
+        d = [(j + 1) * f[j + 1] for j in range(len(f) - 1)]
+        f = [u * d[j] + (d[j - 1] if j else 0) for j in range(len(d))]
+    return f
+
+
+@functools.cache
+def truth(x, alpha, beta):
+    """sigma and its first four derivatives at the double x. 400 digits: s - s^2 cancels about 0.87 u of them."""
+    with mpmath.workdps(400):
+        f = series(mpmath.mpf(alpha) * mpmath.mpf(x), beta, 5)
+        return [f[n] * mpmath.factorial(n) * mpmath.mpf(alpha) ** (n - 1) for n in range(5)]
+
+
+# --- values and derivatives ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("beta", range(8))
+def test_every_derivative_matches_the_recursion(beta, dtype):
+    alpha, eps = 3.0, torch.finfo(dtype).eps
+    x = torch.tensor([sign * u / alpha for u in POINTS for sign in (1, -1)], dtype=dtype)
+    true = [truth(v, alpha, beta) for v in x.tolist()]
+    for n in range(5):
+        got = _kernels.derivative(x, alpha, beta, n).tolist()
+        scale = max(abs(t[n]) for v, t in zip(x.tolist(), true, strict=True) if n or abs(v) < 2)
+        for v, g, t in zip(x.tolist(), got, true, strict=True):
+            u = abs(alpha * v)
+            # Rounding alpha x moves e^-u by u eps / 2. Where humps of both signs meet, digits are lost against the
+            # height of the function: its Taylor radius is pi, the terms summed are of size 2^-m: (pi/2)^m.
+            allowed = (u + 8) * abs(t[n])
+            if u <= 4 * (beta + n):
+                allowed += 4 * (math.pi / 2) ** (beta + n) * scale
+            assert abs(g - t[n]) <= eps * allowed, (n, v)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("beta", [0, 1, 2, 5])
+def test_stable_over_the_whole_range_in_every_format(beta, dtype):
+    size = torch.logspace(-6, 4, 301, dtype=torch.float64)
+    for alpha in (0.01, 1.0, 14.0, 200.0):
+        x = torch.cat([-size, torch.zeros(1, dtype=torch.float64), size]).to(dtype).requires_grad_()
+        y = rctaf(x, alpha, beta)
+        assert y.dtype == dtype
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        (bend,) = torch.autograd.grad(slope.sum(), x)
+        z = x.detach().double()
+        eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal
+        for n, got in enumerate((y, slope, bend)):
+            want = _kernels.derivative(z, alpha, beta, n)  # proven above
+            height = 1.0 if n < 2 else curvature(alpha, beta)
+            scale = want.abs() + height * min(alpha ** -(n == 0), 1e4)
+            # As above in float32; half precision is rounded once, or twice where it multiplies a gradient. At order 0
+            # the slope is read from the output, whose format underflows alpha times earlier.
+            loss = 20 * (math.pi / 2) ** beta if dtype == torch.float32 else 4
+            allowed = loss * eps * scale + tiny * (1 + alpha)
+            assert torch.isfinite(got).all()
+            assert ((got.detach().double() - want).abs() <= allowed).all(), (alpha, n)
+
+
+def test_extreme_input_stays_exact():
+    x = torch.tensor([-3e38, -1e20, 1e20, 3e38])
+    for beta in range(8):
+        torch.testing.assert_close(rctaf(x, 0.5, beta), F.relu(x), rtol=0, atol=0)
+        assert rctaf(torch.tensor([float("nan")]), 0.5, beta).isnan().all()
+
+
+finite = st.floats(-50, 50, allow_subnormal=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(x=finite, alpha=st.floats(0.01, 200), beta=st.integers(0, 5))
+def test_homogeneity_and_recursion(x, alpha, beta):
+    z = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    y = rctaf(z, alpha, beta)
+    (slope,) = torch.autograd.grad(y, z)
+    # beta <= 5 loses at most (pi/2)^6 < 16 units of height 1/alpha, and |u| eps in the tails
+    tolerance = {"rtol": 1e-12, "atol": 1e-12 * max(1, 1 / alpha)}
+    torch.testing.assert_close(rctaf(alpha * z, 1.0, beta) / alpha, y, **tolerance)
+    torch.testing.assert_close(z * slope, rctaf(z, alpha, beta + 1), **tolerance)
+
+
+# --- autograd, torch.func, the compiler, autocast --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", range(4))
+def test_gradcheck_in_every_mode(beta):
+    x = torch.tensor([-1.3, -0.2, 0.0, 0.4, 1.1], dtype=torch.float64, requires_grad=True)
+
+    def f(z):
+        return rctaf(z, 2.5, beta)
+
+    assert torch.autograd.gradcheck(
+        f, x, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+    )
+    assert torch.autograd.gradgradcheck(f, x, check_batched_grad=True, check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
+@pytest.mark.parametrize("beta", range(3))
+def test_composed_transforms_give_the_true_second_derivative(beta):
+    alpha, x = 7.0, torch.tensor([-0.6, -0.01, 0.0, 0.3, 2.0], dtype=torch.float64)
+    want = torch.diag(torch.tensor([float(truth(v, alpha, beta)[2]) for v in x.tolist()], dtype=torch.float64))
+
+    def f(z):
+        return rctaf(z, alpha, beta).sum()
+
+    eye = torch.eye(len(x), dtype=torch.float64)
+    for got in (
+        hessian(f)(x),
+        jacfwd(jacrev(f))(x),
+        jacrev(jacfwd(f))(x),
+        jacrev(jacrev(f))(x),
+        vmap(lambda v: jvp(grad(f), (x,), (v,))[1])(eye),
+        vmap(lambda v: grad(lambda z: grad(f)(z) @ v)(x))(eye),
+        torch.diag(vmap(grad(grad(lambda z: rctaf(z, alpha, beta))))(x)),
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13 * alpha)
+
+
+@pytest.mark.parametrize("beta", range(3))
+def test_fourth_derivative_through_autograd(beta):
+    x = torch.tensor([-0.7, 0.0, 0.4, 1.2], dtype=torch.float64, requires_grad=True)
+    d = rctaf(x, 2.0, beta)
+    for n in range(1, 5):
+        (d,) = torch.autograd.grad(d.sum(), x, create_graph=True)
+        want = torch.tensor([float(truth(v, 2.0, beta)[n]) for v in x.tolist()], dtype=torch.float64)
+        torch.testing.assert_close(d.detach(), want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", range(3))
+def test_one_tensor_is_saved_and_at_order_0_it_is_the_output(beta):
+    saved = []
+    x = torch.randn(1000, requires_grad=True) * 1.0
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = rctaf(x, 14.0, beta)
+    (kept,) = saved
+    assert kept.data_ptr() == (y if beta == 0 else x).data_ptr()
+    if beta == 0:
+        watch = weakref.ref(x)
+        saved.clear()
+        del x, kept
+        gc.collect()
+        assert watch() is None  # nothing else holds the input
+
+
+def test_compiles_whole_and_fuses_into_one_kernel_each_way():
+    from torch._inductor import metrics
+
+    def run(f, x):
+        y = f(x)
+        return y.detach(), *torch.autograd.grad(y.sum(), x)
+
+    x = torch.linspace(-3, 3, 64).requires_grad_()
+    for backend, orders in (("aot_eager", (0, 1, 4)), ("inductor", (2,))):
+        for beta in orders:
+            torch._dynamo.reset()
+            metrics.reset()
+            act = nn.Sequential(RCTAF(14.0, beta))
+            compiled = torch.compile(act, fullgraph=True, backend=backend)
+            for got, want in zip(run(compiled, x), run(act, x), strict=True):
+                # the compiler differentiates s as s(1 - s): a few eps of the height, which order 4 multiplies
+                torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * curvature(1, beta) + 1e-6)
+            if backend == "inductor":
+                assert metrics.generated_kernel_count == 2
+    second_order = vmap(lambda v: jvp(grad(lambda z: rctaf(z, 2.0, 2).sum()), (x.detach(),), (v,))[1])
+    torch._dynamo.reset()
+    got = torch.compile(second_order, fullgraph=True, backend="aot_eager")(torch.eye(64))
+    torch.testing.assert_close(got, second_order(torch.eye(64)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("beta", range(3))
+def test_autocast_keeps_the_format_of_its_input(beta):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), RCTAF(5, beta), nn.Linear(8, 1))
+    x = torch.randn(16, 4)
+    dtypes = []
+    net[1].register_forward_hook(lambda m, inputs, out: dtypes.append((inputs[0].dtype, out.dtype)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = net(x).float().pow(2).mean()
+    loss.backward()
+    mixed = net[0].weight.grad.clone()
+    net.zero_grad()
+    net(x).pow(2).mean().backward()
+    assert dtypes[0] == (torch.bfloat16, torch.bfloat16)
+    assert mixed.dtype == torch.float32
+    # four roundings to 8 bits on the way
+    torch.testing.assert_close(mixed, net[0].weight.grad, rtol=0.05, atol=0.02 * float(mixed.abs().max()))
+
+
+def test_symbolic_trace_of_a_network_keeps_one_node():
+    net = nn.Sequential(nn.Linear(2, 3), RCTAF(3, 2))
+    x = torch.randn(5, 2)
+    traced = torch.fx.symbolic_trace(net)
+    assert any(node.target is rctaf for node in traced.graph.nodes)
+    assert torch.equal(traced(x), net(x))
+
+
+# --- curvature -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", range(11))
+def test_curvature_is_the_global_maximum(beta):
+    with mpmath.workdps(40):
+
+        def height(u):
+            return abs(2 * series(mpmath.mpf(u), beta, 3)[2])
+
+        # sigma'' is even; beyond 4 beta + 8 it only decays (checked to 60 + 8 beta on a coarser grid)
+        coarse = [(height(u), u) for u in np.arange(0, 4 * beta + 8, 0.125)]
+        assert max(height(u) for u in np.arange(4 * beta + 8, 60 + 8 * beta, 4.0)) < max(coarse)[0] / 10
+        best = max(coarse)[1]
+        low, high = mpmath.mpf(max(best - 0.125, 0)), mpmath.mpf(best + 0.125)
+        for _ in range(50):  # ternary search: 0.25 (2/3)^50 = 4e-10, squared in the height
+            a, b = low + (high - low) / 3, high - (high - low) / 3
+            low, high = (a, high) if height(a) < height(b) else (low, b)
+        want = max(height(low), height(0))
+    assert curvature(1, beta) == pytest.approx(float(want), rel=4e-16)
+    if beta <= 4:
+        assert curvature(1, beta) == 2.0 ** (beta - 2)
+    else:
+        assert curvature(1, beta) > 1.2 * 2.0 ** (beta - 2)
+
+
+def test_curvature_of_the_book():
+    assert curvature(2.5, 5) == pytest.approx(2.5 * 10.36, rel=1e-3)  # noted in the reading of the paper
+    assert [curvature(a, b) for a, b in ((28, 0), (14, 1), (7, 2))] == [7, 7, 7]  # Table 1
+
+
+@given(alpha=st.floats(1e-6, 1e6), beta=st.integers(0, 8))
+def test_alpha_for_curvature_is_the_inverse(alpha, beta):
+    # one rounding each way
+    assert alpha_for_curvature(curvature(alpha, beta), beta) == pytest.approx(alpha, rel=3e-16)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+BAD_ALPHA = [0, -1, -0.5, math.nan, math.inf, True, "2", None, 1j]
+BAD_BETA = [-1, 0.5, 2.0, True, "1", None, math.nan]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda a, b: rctaf(torch.zeros(1), a, b),
+        RCTAF,
+        curvature,
+        alpha_for_curvature,
+        lambda a, b: make_activation("rctaf", alpha=a, beta=b),
+    ],
+)
+def test_bad_settings_are_named(call):
+    for bad in BAD_ALPHA:
+        with pytest.raises(ValueError, match="above 0, got") as error:
+            call(bad, 1)
+        assert repr(bad) in str(error.value)
+    for bad in BAD_BETA:
+        with pytest.raises(ValueError, match=r"beta.*got") as error:
+            call(1.0, bad)
+        assert repr(bad) in str(error.value)
+
+
+def test_numpy_numbers_are_numbers_and_integers_are_not_activated():
+    assert RCTAF(np.float32(2), np.int64(1)).alpha == 2.0
+    with pytest.raises(ValueError, match=r"torch\.int64"):
+        rctaf(torch.arange(3), 1.0, 0)
+
+
+# --- activations by name ---------------------------------------------------------------------------------------------
+
+FORMULAS = {
+    "relu": lambda x: max(x, 0.0),
+    "leaky_relu": lambda x: max(x, 0.01 * x),
+    "elu": lambda x: x if x > 0 else math.expm1(x),
+    "selu": lambda x: 1.0507009873554805 * (x if x > 0 else 1.6732632423543772 * math.expm1(x)),
+    "gelu": lambda x: x * math.erfc(-x / math.sqrt(2)) / 2,
+    "swish": lambda x: x / (1 + math.exp(-x)),
+    "mish": lambda x: x * math.tanh(math.log1p(math.exp(x))),
+    "softplus": lambda x: math.log1p(math.exp(x)),
+}
+
+
+def test_baselines_are_their_formulas_and_not_in_place():
+    assert set(ACTIVATIONS) == {*FORMULAS, "rctaf"}
+    values = [-4.0, -1.0, -0.1, 0.2, 1.0, 5.0]
+    for name, formula in FORMULAS.items():
+        x = torch.tensor(values, dtype=torch.float64)
+        y = make_activation(name)(x)
+        assert x.tolist() == values
+        assert y.tolist() == pytest.approx([formula(v) for v in values], rel=1e-12), name
+
+
+def test_order_0_and_1_are_softplus_and_swish():
+    x = torch.linspace(-15, 15, 301, dtype=torch.float64)
+    for name, beta in (("softplus", 0), ("swish", 1)):
+        torch.testing.assert_close(make_activation("rctaf", alpha=1, beta=beta)(x), make_activation(name)(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "kw", "message"),
+    [
+        ("swich", {}, "unknown activation 'swich'.*rctaf, relu, leaky_relu"),
+        ("relu", {"inplace": True}, "'relu' takes no settings, got inplace=True"),
+        ("rctaf", {"alpha": 2}, "takes alpha and beta, got alpha=2"),
+        ("rctaf", {}, "takes alpha and beta, got nothing"),
+        ("rctaf", {"alpha": 2, "beta": 1, "gamma": 3}, "got alpha=2, beta=1, gamma=3"),
+    ],
+)
+def test_make_activation_refuses(name, kw, message):
+    with pytest.raises(ValueError, match=message):
+        make_activation(name, **kw)
+
+
+def test_module_prints_copies_and_has_no_state():
+    act = RCTAF(14, 1)
+    assert repr(act) == "RCTAF(alpha=14, beta=1)"
+    assert repr(RCTAF(0.1234567890123, 0)) == "RCTAF(alpha=0.123456789012, beta=0)"
+    assert not act.state_dict()
+    buffer = io.BytesIO()
+    torch.save(act, buffer)
+    buffer.seek(0)
+    x = torch.randn(9)
+    for other in (copy.deepcopy(act), torch.load(buffer, weights_only=False)):
+        assert torch.equal(other(x), act(x))
+
+
+# --- activations in a network ----------------------------------------------------------------------------------------
+
+
+def new():
+    return RCTAF(alpha=2, beta=1)
+
+
+def kinds(model):
+    return Counter(type(m).__name__ for m in model.modules())
+
+
+def test_resnet18_loses_every_relu():
+    # torchvision's: 1 relu in the stem and 1 in each of 8 blocks, there used twice
+    model = torchvision("models").resnet18(num_classes=3).eval()
+    assert replace(model, new) == 9
+    assert kinds(model)["ReLU"] == 0
+    assert kinds(model)["RCTAF"] == 9
+    calls = []
+    for m in model.modules():
+        if isinstance(m, RCTAF):
+            m.register_forward_hook(lambda m, *_: calls.append(m))
+
+    class NoRelu(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            assert "relu" not in getattr(func, "__name__", "")
+            return func(*args, **(kwargs or {}))
+
+    with NoRelu(), torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
+    assert len(calls) == 17
+
+
+def test_nested_shared_listed_and_every_kind():
+    shared = nn.ReLU()
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(2, 2), shared, nn.ModuleList([shared, nn.GELU()])),
+        nn.ModuleDict({"a": nn.PReLU(), "b": nn.Hardswish(), "gate": nn.Sigmoid(), "out": nn.Softmax(-1)}),
+        nn.ReLU6(inplace=True),
+        RCTAF(1, 0),
+        nn.Dropout(),
+    ).eval()
+    assert replace(model, new) == 7
+    assert model[0][1] is model[0][2][0]
+    assert model[0][1] is not model[0][2][1]
+    assert kinds(model)["RCTAF"] == 6  # the shared one counts once here
+    assert kinds(model)["Sigmoid"] == kinds(model)["Softmax"] == 1
+    assert not any(m.training for m in model.modules())
+    assert replace(nn.Linear(2, 2), new) == 0
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.lin = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return F.relu(self.relu(self.lin(x)))
+
+
+class Method(Functional):
+    def forward(self, x):
+        return self.relu(x).relu()
+
+
+class Untraceable(Functional):
+    def forward(self, x):
+        if x.sum() > 0:  # cannot be traced: depends on data
+            x = self.relu(x)
+        return self.help(x)
+
+    def help(self, x):
+        return helper(x)
+
+
+def helper(x):
+    return [torch.nn.functional.silu(v) for v in x]
+
+
+class Inherits(Untraceable):
+    def help(self, x):
+        return super().help(x) if x.sum() > 1 else x
+
+
+class Innocent(Functional):
+    def forward(self, x):
+        return self.relu(self.lin(x)) if x.sum() > 0 else self.lin.weight
+
+
+class Alias(nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        self.act = f
+
+    def forward(self, x):
+        return self.act(x) if x.sum() > 0 else -self.act(x)
+
+
+class Elsewhere(nn.Module):
+    """The function is found at run time only, which reading the code would miss and tracing does not."""
+
+    def forward(self, x):
+        return {"a": F.elu}["a"](x)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Functional, r"0 \(Functional\) calls relu"),
+        (Method, r"0 \(Method\) calls relu"),
+        (Untraceable, r"0 \(Untraceable\) calls silu"),
+        (Inherits, r"0 \(Inherits\) calls silu"),
+        (Elsewhere, r"0 \(Elsewhere\) calls elu"),
+        (lambda: torch.fx.symbolic_trace(Functional()), r"calls relu"),
+        (lambda: nn.RNN(2, 2, nonlinearity="relu"), r"0 \(RNN\) calls relu"),
+    ],
+)
+def test_a_called_activation_is_never_passed_over(make, message):
+    model = nn.Sequential(make(), nn.ReLU())
+    before, attributes = kinds(model), [dict(vars(m)) for m in model.modules()]
+    with pytest.raises(ValueError, match=message):
+        replace(model, new)
+    assert kinds(model) == before
+    assert [dict(vars(m)) for m in model.modules()] == attributes
+
+
+def test_data_dependent_forward_without_functional_activations_is_fine():
+    model = nn.Sequential(Innocent())
+    assert replace(model, new) == 1
+
+
+@pytest.mark.parametrize("f", [F.relu, torch.relu, F.gelu, functools.partial(F.leaky_relu, negative_slope=0.1)])
+def test_functions_held_as_attributes_are_replaced(f):
+    model = nn.Sequential(Alias(f))
+    assert replace(model, new) == 1
+    x = torch.tensor([3.0, -1.0])
+    assert torch.equal(model(x), rctaf(x, 2, 1))
+
+
+@pytest.mark.parametrize("activation", ["gelu", nn.ReLU()])
+def test_transformer_layer_and_its_fast_path(activation):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation=activation, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    assert replace(model, new) == 2
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        assert torch.allclose(model.train()(x), model.eval()(x), atol=1e-6)
+
+
+def test_replace_refuses_what_is_no_factory_or_no_network():
+    net = nn.Sequential(nn.ReLU())
+    with pytest.raises(ValueError, match="factory must be a function"):
+        replace(net, RCTAF(1, 1))
+    with pytest.raises(ValueError, match="factory must return a module, got 3"):
+        replace(net, lambda: 3)
+    assert isinstance(net[0], nn.ReLU)
+    with pytest.raises(ValueError, match="itself an activation"):
+        replace(nn.ReLU(), new)
