@@ -36,7 +36,7 @@ def divergence_from(natural_logits: Tensor) -> Objective:
     TRADES and DAJAT state it as KL(natural || attacked). The entropy of the fixed distribution is all that
     KL has beyond the soft cross-entropy, so both have the same gradient.
     """
-    target = natural_logits.detach().float().softmax(1)
+    target = natural_logits.detach().softmax(1)
     return lambda logits: F.cross_entropy(logits, target, reduction="sum")
 
 

@@ -57,6 +57,7 @@ def train(
         ValueError: the checkpoint is not one of this configuration, or not readable.
     """
     torch.set_flush_denormal(True)  # large alpha makes denormals, which cost twice the time on a CPU
+    model.to(memory_format=torch.channels_last)  # the convolutions' own layout: 17 % of a step on a CPU
     device = dataset.train_x.device
     method = make_method(config)
     optimizer = make_optimizer(model, config)
@@ -111,6 +112,7 @@ def _epoch(
         views = []
         for _ in method.views:
             x = to_float(augment(images, config.augment, generators["augment"]))
+            x = x.contiguous(memory_format=torch.channels_last)
             with _precision(config, device):
                 views.append(View(x, method.attack(model, x, y, budget, generators["attack"])))
         with _precision(config, device):

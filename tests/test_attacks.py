@@ -1,0 +1,121 @@
+"""The inner attack against a plain per-pixel loop in float64, and what it must leave alone."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rctaf.models import make_model
+from rctaf.training.attacks import cross_entropy, divergence_from, evaluating, pgd
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    model = make_model("resnet_small", activation=nn.Softplus, in_channels=1, n_classes=10, width=2).train()
+    return model, torch.rand(12, 1, 8, 8), torch.arange(12) % 10
+
+
+SETTINGS = {"epsilon": 0.1, "steps": 4, "step_size": 0.04}
+
+
+@pytest.mark.parametrize("start", ["uniform", "gaussian"])
+def test_the_attack_stays_in_the_ball_and_in_the_pixel_range_and_raises_the_loss(network, start):
+    model, x, y = network
+    attacked = pgd(model, x, cross_entropy(y), **SETTINGS, start=start, generator=generator())
+    assert not attacked.requires_grad
+    assert (attacked - x).abs().max() <= 0.1 + 1e-7  # one rounding of a pixel in float32
+    assert attacked.min() >= 0
+    assert attacked.max() <= 1
+    model.eval()
+    assert F.cross_entropy(model(attacked), y) > F.cross_entropy(model(x), y)
+
+
+def test_the_attack_runs_in_evaluation_mode_and_leaves_the_model_alone(network):
+    model, x, y = network
+    modes = []
+    model.register_forward_hook(lambda module, *_: modes.append(module.training))
+    before = copy.deepcopy(model.state_dict())
+    pgd(model, x, cross_entropy(y), **SETTINGS, start="uniform", generator=generator())
+    assert modes == [False] * 4
+    assert model.training
+    assert all(m.training for m in model.modules())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_mode_comes_back_after_an_error(network):
+    model, *_ = network
+    with pytest.raises(KeyError), evaluating(model):
+        assert not model.training
+        raise KeyError
+    assert model.training
+
+
+def test_every_step_follows_the_definition():
+    """A linear model, whose cross-entropy gradient is sum_k (p_k - [k = y]) w_k, stepped pixel by pixel."""
+    rng = generator(3)
+    weight = torch.randn(4, 6, generator=rng, dtype=torch.float64)
+    x = torch.rand(5, 1, 2, 3, generator=rng, dtype=torch.float64)
+    y = torch.tensor([0, 3, 1, 2, 0])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4, bias=False)).double()
+    with torch.no_grad():
+        model[1].weight.copy_(weight)
+    attacked = pgd(model, x, cross_entropy(y), **SETTINGS, start="uniform", generator=generator(7))
+    start = pgd(
+        model, x, cross_entropy(y), epsilon=0.1, steps=0, step_size=0.04, start="uniform", generator=generator(7)
+    )
+    for i in range(5):
+        clean, pixels = x[i].flatten().tolist(), start[i].flatten().tolist()
+        for _ in range(4):
+            logits = [sum(w * p for w, p in zip(row, pixels, strict=True)) for row in weight.tolist()]
+            p = torch.tensor(logits).softmax(0).tolist()
+            for j in range(6):
+                slope = sum((p[k] - int(k == y[i].item())) * weight[k, j].item() for k in range(4))
+                # the sign is used, so the reference works unless a slope is lost in rounding
+                assert abs(slope) > 1e-6
+                moved = pixels[j] + (0.04 if slope > 0 else -0.04)
+                moved = min(max(moved, clean[j] - 0.1), clean[j] + 0.1)
+                pixels[j] = min(max(moved, 0.0), 1.0)
+        torch.testing.assert_close(attacked[i].flatten(), torch.tensor(pixels, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_starts():
+    x = torch.rand(200, 1, 8, 8, generator=generator(1))
+    settings = {"epsilon": 0.1, "steps": 0, "step_size": 0.0, "generator": generator(2)}
+    noise = pgd(nn.Identity(), x, cross_entropy(x), **settings, start="gaussian") - x
+    # 12,800 draws: the mean of the sample is within 5 standard errors of 0, its deviation within 3 % of 0.001
+    assert noise.mean().abs() < 5 * 0.001 / 12_800**0.5
+    assert noise.std().item() == pytest.approx(0.001, rel=0.03)
+    inner = (x > 0.1) & (x < 0.9)
+    noise = (pgd(nn.Identity(), x, cross_entropy(x), **settings, start="uniform") - x)[inner]
+    assert noise.abs().max() <= 0.1 + 1e-7
+    assert noise.std().item() == pytest.approx(0.2 / 12**0.5, rel=0.03)
+    with pytest.raises(ValueError, match="got 'zero'"):
+        pgd(nn.Identity(), x, cross_entropy(x), **settings, start="zero")
+
+
+def test_the_draw_comes_from_the_given_generator(network):
+    model, x, y = network
+    one, two, three = (
+        pgd(model, x, cross_entropy(y), **SETTINGS, start="uniform", generator=generator(s)) for s in (4, 4, 5)
+    )
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
+
+
+def test_soft_cross_entropy_has_the_gradient_of_the_kl_divergence_and_holds_the_target_fixed():
+    natural = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    attacked = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    (ours,) = torch.autograd.grad(divergence_from(natural)(attacked), attacked)
+    p, q = natural.detach().softmax(1), attacked.softmax(1)
+    (kl,) = torch.autograd.grad((p * (p.log() - q.log())).sum(), attacked)
+    torch.testing.assert_close(ours, kl)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(divergence_from(natural)(attacked), natural)

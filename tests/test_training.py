@@ -1,0 +1,200 @@
+"""The loop: repeatable and resumable to the last bit, honest about divergence, faithful in its bookkeeping."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from rctaf.config import RunConfig
+from rctaf.data import load
+from rctaf.models import from_config
+from rctaf.training import Diverged, loop, schedules, train
+from rctaf.training.methods import Outcome
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits", 200, 50)
+
+
+def config(**settings):
+    return RunConfig(**{"width": 2, "epochs": 3, "batch_size": 64, "attack_steps": 2, "n_train": 200, **settings})
+
+
+def run(config, dataset, **kw):
+    model = from_config(config, in_channels=1, n_classes=10)
+    history = train(model, dataset, config, **kw)
+    history.pop("seconds")
+    return history, model.state_dict()
+
+
+def same(a, b):
+    return a[0] == b[0] and all(torch.equal(v, b[1][k]) for k, v in a[1].items())
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_in_epoch(epoch, steps):
+    def progress(done, total, row):
+        if row is None and done > (epoch - 1) * steps + 1:
+            raise Killed
+
+    return progress
+
+
+SETTINGS = [
+    {"method": "standard"},
+    {"method": "pgd", "augment": "crop"},
+    {"method": "trades", "activation": "relu", "augment": "crop_flip"},
+    {"method": "trades", "precision": "bf16", "decay_gains": False},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_run_repeats_and_resumes_bit_for_bit(settings, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 0.0)
+    c, path = config(**settings), tmp_path / "deep" / "checkpoint.pt"
+    whole = run(c, digits)
+    assert same(whole, run(c, digits))
+    with pytest.raises(Killed):
+        run(c, digits, checkpoint=path, progress=kill_in_epoch(3, steps=4))
+    assert [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]  # no partial file stays
+    calls = []
+    assert same(whole, run(c, digits, checkpoint=path, progress=lambda *a: calls.append(a)))
+    assert len(calls) == 4 + 1  # only the third epoch was trained again
+    calls.clear()
+    assert same(whole, run(c, digits, checkpoint=path, progress=lambda *a: calls.append(a)))
+    assert calls == []
+
+
+def test_another_seed_is_another_run(digits):
+    assert not same(run(config(method="standard"), digits), run(config(method="standard", seed=1), digits))
+
+
+def test_the_history_has_a_row_per_epoch_and_the_loss_falls(digits):
+    c = config(epochs=6)
+    model = from_config(c, in_channels=1, n_classes=10)
+    history = train(model, digits, c)
+    assert not model.training
+    assert {len(column) for column in history.values()} == {6}
+    assert history["epoch"] == [1, 2, 3, 4, 5, 6]
+    assert history["loss"][-1] < history["loss"][0]
+    assert history["epsilon"] == [0.15] * 6
+    assert all(0 <= a <= 1 for name in ("train_accuracy", "train_robust_accuracy") for a in history[name])
+
+
+def test_the_columns_say_what_the_method_saw(digits):
+    standard, _ = run(config(method="standard"), digits)
+    assert "train_robust_accuracy" not in standard
+    assert standard["epsilon"] == [0, 0, 0]
+    madry, _ = run(config(method="pgd"), digits)
+    assert madry["train_accuracy"] == madry["train_robust_accuracy"]
+
+
+def test_progress_counts_every_step(digits):
+    calls = []
+    c = config(method="standard")
+    train(from_config(c, in_channels=1, n_classes=10), digits, c, progress=lambda *a: calls.append(a))
+    assert [done for done, _, row in calls if row is None] == list(range(1, 13))
+    assert {total for _, total, _ in calls} == {12}
+    assert [(done, row["epoch"]) for done, _, row in calls if row] == [(4, 1), (8, 2), (12, 3)]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(digits):
+    c = config(method="standard", lr=1e30, norm="none")
+    with pytest.raises(Diverged, match=r"the loss became (nan|inf) in epoch 1, step \d of 4 \(digits resnet_small"):
+        run(c, digits)
+
+
+def test_checkpoints_that_do_not_fit_are_refused(digits, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    c = config(method="standard", epochs=1)
+    run(c, digits, checkpoint=path)
+    with pytest.raises(ValueError, match="written with another lr, seed; delete it to start again"):
+        run(config(method="standard", epochs=1, lr=0.2, seed=3), digits, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        run(c, digits, checkpoint=path)
+
+
+def test_every_image_is_used_once_per_epoch_in_parts_of_one_size(digits, monkeypatch):
+    seen = []
+
+    class Spy:
+        views = ("base",)
+
+        def attack(self, model, x, y, budget, generator):
+            seen.append(x)
+            return x
+
+        def loss(self, model, views, y):
+            logits = model(views[0].clean)
+            return Outcome(nn.functional.cross_entropy(logits, y), logits, None)
+
+        def state_dict(self):
+            return {}
+
+    monkeypatch.setattr(loop, "make_method", lambda config: Spy())
+    run(config(method="standard", epochs=2, batch_size=150), digits)
+    assert [len(x) for x in seen] == [100, 100, 100, 100]  # not 150 and 50
+    expected = digits.train_x.flatten(1).sum(1).sort().values
+    for epoch in (seen[:2], seen[2:]):
+        assert torch.equal(torch.cat(epoch).flatten(1).sum(1).sort().values, expected)
+    assert not torch.equal(seen[0], seen[2])
+
+
+def test_the_order_of_the_images_does_not_depend_on_the_method():
+    a, b = (loop.make_generators(3, torch.device("cpu")) for _ in range(2))
+    torch.rand(1000, generator=a["attack"])
+    assert torch.equal(torch.randperm(50, generator=a["order"]), torch.randperm(50, generator=b["order"]))
+    first = {
+        name: torch.rand(1, generator=g).item() for name, g in loop.make_generators(3, torch.device("cpu")).items()
+    }
+    assert len(set(first.values())) == 3
+
+
+def test_decay_gains_chooses_what_weight_decay_acts_on():
+    model = from_config(config(), in_channels=1, n_classes=10)
+    (everything,) = loop.make_optimizer(model, config()).param_groups
+    assert len(everything["params"]) == len(list(model.parameters()))
+    weights, spared = loop.make_optimizer(model, config(decay_gains=False)).param_groups
+    assert weights["weight_decay"] == 5e-4
+    assert spared["weight_decay"] == 0
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    assert {id(p) for p in weights["params"]} == matrices
+    assert len(weights["params"]) + len(spared["params"]) == len(everything["params"])
+
+
+def test_sgd_is_the_textbook_update(digits):
+    """One step from fresh buffers: w - lr (gradient + weight decay * w)."""
+    c = config(method="standard", epochs=1, batch_size=200, lr=0.05, weight_decay=0.01)
+    model = from_config(c, in_channels=1, n_classes=10)
+    order = torch.randperm(200, generator=loop.make_generators(0, torch.device("cpu"))["order"])
+    nn.functional.cross_entropy(model(digits.train_x[order]), digits.train_y[order]).backward()
+    expected = {k: (p - 0.05 * (p.grad + 0.01 * p)).detach() for k, p in model.named_parameters()}
+    _, state = run(c, digits)
+    for k, value in expected.items():
+        # float32: the fused kernel rounds in another order, and channels_last sums in another order
+        torch.testing.assert_close(state[k], value, rtol=1e-4, atol=1e-6)
+
+
+def test_schedules_are_the_recipes():
+    c = config(epochs=200, lr=0.2)
+    assert schedules.learning_rate(c, 1) == 0.2
+    assert schedules.learning_rate(c, 101) == pytest.approx(0.1)
+    assert schedules.learning_rate(c, 200) == pytest.approx(0.1 * (1 + math.cos(math.pi * 199 / 200)))
+    c = config(epochs=76, lr=0.1, lr_schedule="step", lr_drops=[75, 90, 100])
+    assert [schedules.learning_rate(c, e) for e in (1, 74, 75, 76)] == pytest.approx([0.1, 0.1, 0.01, 0.01])
+    assert schedules.budget(config(epsilon="8/255"), 1) == schedules.Budget(8 / 255, 2, 2 / 255)
+    assert schedules.budget(config(epsilon="0.031", attack_step_size="0.007"), 1).step_size == 0.007
+
+
+def test_deterministic_algorithms_are_required_inside_and_only_there():
+    assert not torch.are_deterministic_algorithms_enabled()
+    with loop.deterministic():
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
