@@ -52,9 +52,14 @@ def test_the_attack_runs_in_evaluation_mode_and_leaves_the_model_alone(network):
 
 def test_the_mode_comes_back_after_an_error(network):
     model, *_ = network
-    with pytest.raises(KeyError), evaluating(model):
-        assert not model.training
-        raise KeyError
+
+    def fail():
+        with evaluating(model):
+            assert not model.training
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert model.training
 
 
