@@ -369,55 +369,55 @@ def replay(run_id: str) -> int:
     return 1 if number["different"] else 0
 
 
-VERDICTS = ("identical", "within tolerance", "different", "no tolerance")
+VERDICTS = ("identical", "within tolerance", "different", "not judged")
 
 
 def compare(old: Record, new: Record, siblings: list[Record]) -> list[tuple[str, Any, Any, float | None, str]]:
     """Every measured value of two records of one experiment: (name, old, new, tolerance, verdict).
 
-    Durations are left out. A number that differs and whose natural scatter is unknown gets the
-    verdict ``no tolerance``: it is shown and not judged. A value that is not a number (the name of
-    an attack, a missing metric) must be the same.
+    Durations are left out. What differs and has no known scatter (text such as the version of an
+    attack, a number measured for one seed only) is ``not judged``: shown, no more.
     """
     before, after = (dict(_leaves({"metrics": r.metrics, "history": r.history})) for r in (old, new))
     others = [dict(_leaves({"metrics": r.metrics, "history": r.history})) for r in siblings]
     rows: list[tuple[str, Any, Any, float | None, str]] = []
     for name in before | after:
         a, b = before.get(name), after.get(name)
-        allowed: float | None = None
+        allowed, verdict = None, "different"
         if a == b:
             verdict = "identical"
         elif isinstance(a, int | float) and isinstance(b, int | float):
             scatter = [o[name] for o in others if isinstance(o.get(name), int | float)]
-            allowed = tolerance(name, a, scatter, images(old))
-            verdict = (
-                "no tolerance" if allowed is None else "within tolerance" if abs(a - b) <= allowed else "different"
-            )
-        else:
-            verdict = "different"
+            allowed = tolerance(a, scatter, counting_error(name, a, old.metrics))
+            if allowed is None or abs(a - b) <= allowed:
+                verdict = "not judged" if allowed is None else "within tolerance"
+        elif type(a) is type(b):
+            verdict = "not judged"
         rows.append((name, a, b, allowed, verdict))
     return rows
 
 
-def tolerance(name: str, value: float, others: list[float], n: int | None) -> float | None:
-    """How far a value may move when the run is repeated with other rounding; None where that is unknown.
+def tolerance(value: float, others: list[float], counting: float) -> float | None:
+    """How far a value may move when its run is repeated with other rounding; None where that is unknown.
 
     Two independent draws of spread s differ by a deviation of sqrt(2) s; three of those are allowed.
-    s is the spread between seeds, where at least three other seeds are on record, and for an
-    accuracy never less than its own counting error sqrt(p (1 - p) / n) on n images.
+    s is the deviation between seeds, where ``others`` are at least three, and never less than the
+    ``counting`` error (0 where the value is no count).
     """
-    spreads = []
-    if len(others) >= 3:
-        spreads.append(statistics.stdev([value, *others]))
-    if n and name.startswith("metrics.") and "accuracy" in name and 0 <= value <= 1:
-        p = min(max(value, 1 / n), 1 - 1 / n)  # at 0 and 1 the formula would allow no image at all
-        spreads.append(math.sqrt(p * (1 - p) / n))
-    return 3 * math.sqrt(2) * max(spreads) if spreads else None
+    spread = max(counting, statistics.stdev([value, *others]) if len(others) >= 3 else 0.0)
+    return 3 * math.sqrt(2) * spread or None
 
 
-def images(record: Record) -> int | None:
-    """How many test images the accuracies of a record were measured on."""
-    return record.config.n_eval or record.metrics.get("n_test")
+def counting_error(name: str, value: float, metrics: dict[str, Any]) -> float:
+    """sqrt(p (1 - p) / n) of a share of n test images, times n for a count of them; 0 for anything else."""
+    n = metrics.get("n_test" if name == "metrics.clean_accuracy" else "n_eval")
+    share = name.startswith("metrics.") and name.endswith("_accuracy")
+    count = name.startswith("metrics.autoattack.") and name.endswith((".robust", ".clean"))
+    if not n or not (share or count):
+        return 0.0
+    p = value if share else value / n
+    p = min(max(p, 1 / n), 1 - 1 / n)  # at 0 and 1 the formula would allow no image at all
+    return math.sqrt(p * (1 - p) / n) * (1 if share else n)
 
 
 def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -453,7 +453,7 @@ def main(argv: list[str] | None = None) -> int:
     }.items():
         verbs.add_parser(verb, help=text).add_argument("grid", type=Path)
     verbs.choices["run"].add_argument("-j", "--jobs", type=int, default=default_jobs(), help="at a time; %(default)s")
-    verbs.choices["exec"].add_argument("id")
+    verbs.choices["exec"].add_argument("id", help="of the run, or its place in the grid from 0 (for job arrays)")
     verbs.add_parser("replay", help="execute a record again and compare").add_argument("id")
     args = parser.parse_args(argv)
     if args.verb == "plan":
@@ -465,12 +465,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.verb == "replay":
         return replay(args.id)
     cells = Grid.load(args.grid).cells()
-    if args.id not in cells:
+    config = cells.get(args.id) or dict(enumerate(cells.values())).get(int(args.id) if args.id.isdecimal() else -1)
+    if config is None:
         raise SystemExit(f"{args.grid} has no run {args.id!r}; its {len(cells)} ids are: {' '.join(cells)}")
     try:
-        print(cells[args.id].label, execute(cells[args.id]), flush=True)
+        print(config.run_id, config.label, execute(config), flush=True)
     except RunError as error:
-        print(f"{args.id} {cells[args.id].label}: {error}", file=sys.stderr)
+        print(f"{config.run_id} {config.label}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -43,9 +43,9 @@ folder.mkdir(parents=True, exist_ok=True)
 """
 
 
-def record_of(config, accuracy=0.8, **metrics):
+def record_of(config, clean=0.8, **metrics):
     history = {"epoch": [1, 2], "loss": [1.5, 1.25], "seconds": [2.0, 2.0]}
-    return Record(config, {"accuracy": accuracy, **metrics}, history, dict(PROVENANCE))
+    return Record(config, {"clean_accuracy": clean, "n_test": 500, **metrics}, history, dict(PROVENANCE))
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def start(*words):
     )
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=200):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -120,7 +120,7 @@ def test_batch_survives_kill_and_repeats_nothing(store, grid):
     os.killpg(batch.pid, signal.SIGKILL)  # the command, Snakemake and both workers, in the middle of two runs
     batch.communicate()
     orphans = [pid for seed in (3, 4) for pid in executions(store)[seed]]
-    wait_for(lambda: not any(map(alive, orphans)), 15)  # no kernel trains on without its worker
+    wait_for(lambda: not any(map(alive, orphans)), 30)  # no kernel trains on without its worker
 
     ids = {config.seed: run_id for run_id, config in Grid.load(grid).cells().items()}
     assert [runs.state(ids[seed])[0] for seed in range(6)] == ["local", "local", "FAILED"] + ["interrupted"] * 2 + [
@@ -144,8 +144,9 @@ def test_batch_survives_kill_and_repeats_nothing(store, grid):
 
 
 def test_exec_names_what_is_wrong(store, grid, cell, monkeypatch, capsys):
-    with pytest.raises(SystemExit, match="has no run 'nonsense'"):
-        runs.main(["exec", str(grid), "nonsense"])
+    for wrong in ("nonsense", "6"):
+        with pytest.raises(SystemExit, match=f"has no run '{wrong}'"):
+            runs.main(["exec", str(grid), wrong])
 
     def fails(*args, **kwargs):
         raise notebooks.NotebookError("cell 7: out\nof luck")
@@ -154,6 +155,11 @@ def test_exec_names_what_is_wrong(store, grid, cell, monkeypatch, capsys):
     assert runs.main(["exec", str(grid), cell.run_id]) == 1
     assert "cell 7: out of luck" in capsys.readouterr().err
     assert runs.state(cell.run_id) == ("FAILED", "cell 7: out of luck")
+
+    records.write(record_of(cell))
+    for name in (cell.run_id, "0"):  # by its id, and by its place in the grid
+        assert runs.main(["exec", str(grid), name]) == 0
+        assert capsys.readouterr().out == f"{cell.run_id} {cell.label} already done\n"
 
 
 def test_notebook_that_ends_without_a_record_has_failed(store, cell, monkeypatch):
@@ -238,24 +244,34 @@ def test_experiment_takes_every_setting():
 def test_replay_of_the_same_experiment_is_bit_identical(store, cell, capsys):
     records.write(record_of(cell))
     assert runs.main(["replay", cell.run_id]) == 0
-    assert "bit-identical: all 5 values" in capsys.readouterr().out
+    assert "bit-identical: all 6 values" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no record"):
         runs.main(["replay", "0" * 12])
 
 
 def test_comparison_of_two_records(cell):
-    old = record_of(cell, 0.8, hessian=2.0, attack="a", seconds=1.0, layers=[1.0, 2.0], n_test=500)
-    new = record_of(cell, 0.85, hessian=2.1, attack="b", seconds=9.0, layers=[1.0, 2.5], n_test=500)
-    verdicts = {name: (allowed, verdict) for name, *_, allowed, verdict in runs.compare(old, new, [])}
-    # three deviations of the difference of two counts on 500 images
-    assert verdicts["metrics.accuracy"] == (pytest.approx(3 * (2 * 0.8 * 0.2 / 500) ** 0.5), "within tolerance")
-    assert verdicts["metrics.hessian"] == (None, "no tolerance")
-    assert verdicts["metrics.attack"] == (None, "different")
-    assert verdicts["metrics.layers.0"] == (None, "identical")
-    assert "metrics.seconds" not in verdicts
-    siblings = [record_of(cell, 0.8, hessian=h) for h in (1.9, 2.0, 2.1)]
-    verdicts = {name: (allowed, verdict) for name, *_, allowed, verdict in runs.compare(old, new, siblings)}
-    spread = statistics.stdev([2.0, 1.9, 2.0, 2.1])
-    assert verdicts["metrics.hessian"] == (pytest.approx(3 * 2**0.5 * spread), "within tolerance")
-    far = record_of(cell, 0.5, hessian=2.0, attack="a", layers=[1.0, 2.0], n_test=500)
-    assert {n: v for n, *_, v in runs.compare(old, far, [])}["metrics.accuracy"] == "different"
+    def measured(clean, hessian, attack="a", robust=250, last=2.0, **other):
+        attacked = {"robust": robust, "implementation": attack, "seconds": time.time()}
+        return record_of(cell, clean, hessian=hessian, autoattack=attacked, layers=[1.0, last], n_eval=400, **other)
+
+    def verdicts(new, siblings=()):
+        return {name: (allowed, verdict) for name, *_, allowed, verdict in runs.compare(old, new, list(siblings))}
+
+    old = measured(0.8, 2.0)
+    assert {verdict for _, verdict in verdicts(measured(0.8, 2.0)).values()} == {"identical"}  # durations apart
+
+    said = verdicts(measured(0.83, 2.1, "b", robust=260, last=2.5))
+    # three deviations of the difference of two counts: of 500 images for clean accuracy, of 400 that were attacked
+    assert said["metrics.clean_accuracy"] == (pytest.approx(3 * (2 * 0.8 * 0.2 / 500) ** 0.5), "within tolerance")
+    assert said["metrics.autoattack.robust"] == (pytest.approx(3 * (2 * 250 * 150 / 400) ** 0.5), "within tolerance")
+    assert said["metrics.hessian"] == said["metrics.layers.1"] == (None, "not judged")
+    assert said["metrics.autoattack.implementation"] == (None, "not judged")
+    assert said["metrics.layers.0"] == (None, "identical")
+
+    siblings = [measured(0.8, hessian) for hessian in (1.9, 2.0, 2.1)]
+    spread = 3 * 2**0.5 * statistics.stdev([2.0, 1.9, 2.0, 2.1])
+    assert verdicts(measured(0.8, 2.3), siblings)["metrics.hessian"] == (pytest.approx(spread), "within tolerance")
+    assert verdicts(measured(0.8, 2.4), siblings)["metrics.hessian"] == (pytest.approx(spread), "different")
+    assert verdicts(measured(0.6, 2.0))["metrics.clean_accuracy"][1] == "different"
+    assert verdicts(measured(None, 2.0))["metrics.clean_accuracy"][1] == "different"
+    assert verdicts(measured(0.8, 2.0, extra=1))["metrics.extra"][1] == "different"
