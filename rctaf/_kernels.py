@@ -28,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rctaf import _native
+
 _EXACT_FROM = 40.0  # log1p(exp(-40)) is below half a unit in the last place of 40, in double precision too
 
 
@@ -88,6 +90,8 @@ def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
 
     Half precision is computed in single precision and rounded once.
     """
+    if not torch.compiler.is_compiling() and (fast := _native.derivative(x, alpha, beta, n, polynomials)) is not None:
+        return fast
     z = widen(x)
     if beta == 0 and n == 0:
         return F.softplus(z, beta=alpha, threshold=_EXACT_FROM).to(x.dtype)
@@ -116,3 +120,12 @@ def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
     elif n == 1:
         tail = tail + s
     return tail.to(x.dtype)
+
+
+def backward(saved: Tensor, alpha: float, beta: int, n: int, from_output: bool, grad: Tensor) -> Tensor | None:
+    """``grad`` times the (n+1)-th derivative in one pass, where nobody will differentiate it again; else None."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    if from_output:
+        return _native.softplus_backward(saved, alpha, grad)
+    return _native.derivative(saved, alpha, beta, n + 1, polynomials, grad)

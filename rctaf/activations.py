@@ -65,6 +65,9 @@ class _Derivative(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (saved,) = ctx.saved_tensors
+        fused = _kernels.backward(saved, ctx.alpha, ctx.beta, ctx.n, ctx.from_output, grad)
+        if fused is not None:
+            return fused, None, None, None
         if ctx.from_output:  # s(alpha x) = 1 - exp(-alpha y); autograd takes further derivatives through y
             slope = -torch.expm1(-ctx.alpha * _kernels.widen(saved)).to(saved.dtype)
         else:

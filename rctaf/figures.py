@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
+from IPython.display import HTML
 from plotly.io._base_renderers import MimetypeRenderer
+
+from rctaf.config import Grid
+from rctaf.records import ROOT, Record, find, table
+from rctaf.statistics import mean_interval
 
 BAND = (4.0, 10.0)  # the paper's optimal range of max|sigma''|
 COLOURS = {0: "#0072b2", 1: "#d55e00", 2: "#009e73", 3: "#cc79a7", 4: "#e69f00", None: "#888888"}  # Okabe-Ito
@@ -22,7 +32,7 @@ class _BookRenderer(MimetypeRenderer):
             full_html=False,
             auto_play=False,
             config={"responsive": True, "displaylogo": False},
-            default_height=fig_dict.get("layout", {}).get("height", 420),
+            default_height=420,
             validate=False,
         )
         return {"text/html": html}
@@ -47,3 +57,127 @@ def use_book_renderer() -> None:
     pio.templates.default = "rctaf"
     pio.renderers["book"] = _BookRenderer()
     pio.renderers.default = "plotly_mimetype+book"  # JupyterLab shows the first, the built book the second
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The records a grid has so far."""
+
+    grid: Grid
+    total: int
+    records: list[Record]
+
+    @classmethod
+    def of(cls, path: str | Path) -> Evidence:
+        """Read a grid and whatever records of it exist; a relative path counts from the project's root."""
+        grid = Grid.load(ROOT / path)
+        cells = grid.cells()
+        return cls(grid, len(cells), find(cells))
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row per record (see :func:`rctaf.records.table`)."""
+        return table(self.records)
+
+    def describe(self) -> str:
+        """What stands behind a figure, in one sentence: how many runs, seeds, which data, whose records."""
+        if not self.records:
+            return f"**{self.grid.name}**: none of its {self.total} runs has a record yet."
+        frame = self.frame
+        seeds = frame.groupby(["activation", "alpha", "beta"], dropna=False)["seed"].nunique()
+        spread = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+        kept = int(frame["kept"].sum())
+        whose = {len(frame): "all committed evidence", 0: "all made on this machine"}.get(
+            kept, f"{kept} committed, {len(frame) - kept} made on this machine"
+        )
+        return (
+            f"**{self.grid.name}**: {self.grid.scale}. {len(frame)} of {self.total} runs, "
+            f"{spread} seed{'s' if seeds.max() > 1 else ''} per point, {whose}."
+        )
+
+
+def cells(frame: pd.DataFrame, value: str, by: Sequence[str] = ("activation", "beta", "curvature")) -> pd.DataFrame:
+    """Mean and 95 % t-interval over seeds of one column, per cell.
+
+    Returns:
+        one row per cell: ``by``, ``mean``, ``low``, ``high`` (NaN with one seed), ``n``, ``runs`` (the ids).
+    """
+    rows = []
+    for key, group in frame.dropna(subset=[value]).groupby(list(by), dropna=False):
+        mean, low, high = mean_interval(group[value].to_numpy())
+        rows.append(
+            {**dict(zip(by, key, strict=True)), "mean": mean, "low": low, "high": high, "n": len(group)}
+            | {"runs": " ".join(group["id"])}
+        )
+    return pd.DataFrame(rows)
+
+
+def curves(cells: pd.DataFrame, y_title: str, title: str, *, x: str = "curvature", percent: bool = True) -> go.Figure:
+    """One line per order over ``curvature`` or ``alpha`` (log axis), with 95 % intervals over seeds.
+
+    Args:
+        cells: from :func:`cells`, RCT-AF rows only.
+        percent: multiply the values by 100.
+    """
+    scale = 100 if percent else 1
+    unit = " %" if percent else ""
+    fig = go.Figure()
+    for beta, group in cells.sort_values(x).groupby("beta"):
+        text = [
+            f"order β = {int(beta)}, {x} {row[x]:.4g}<br>mean {row['mean'] * scale:.4g}{unit}"
+            + (f", 95 % interval {row['low'] * scale:.4g} to {row['high'] * scale:.4g}" if row["n"] > 1 else "")
+            + f"<br>{row['n']} seed{'s' if row['n'] > 1 else ''}<br>runs {_wrap(row['runs'])}"
+            for _, row in group.iterrows()
+        ]
+        spread = (group["high"] - group["mean"]).fillna(0) * scale
+        fig.add_scatter(
+            x=group[x],
+            y=group["mean"] * scale,
+            error_y={"array": spread, "thickness": 1} if (group["n"] > 1).any() else None,
+            name=f"order β = {int(beta)}",
+            mode="lines+markers",
+            line={"color": COLOURS[int(beta)]},
+            text=text,
+            hovertemplate="%{text}<extra></extra>",
+        )
+    if x == "curvature":
+        fig.add_vrect(*BAND, fillcolor="rgba(128,128,128,0.18)", line_width=0, annotation_text="paper: 4 to 10")
+    fig.update_xaxes(type="log", title={"curvature": "max|σ''|", "alpha": "sharpness α"}[x])
+    fig.update_yaxes(title=y_title + unit)
+    fig.update_layout(title={"text": title, "font": {"size": 15}})
+    return fig
+
+
+def add_reference_lines(fig: go.Figure, cells: pd.DataFrame, *, percent: bool = True) -> go.Figure:
+    """A dotted line for each named baseline, at its mean over seeds."""
+    for _, row in cells.sort_values("mean").iterrows():
+        fig.add_hline(
+            y=row["mean"] * (100 if percent else 1),
+            line={"dash": "dot", "width": 1, "color": COLOURS[None]},
+            annotation_text=row["activation"],
+            annotation_position="bottom right",
+        )
+    return fig
+
+
+def _wrap(ids: str, per_line: int = 4) -> str:
+    words = ids.split()
+    return "<br>".join(" ".join(words[i : i + per_line]) for i in range(0, len(words), per_line))
+
+
+OUTCOMES = {"supported": "#2e7d32", "not supported": "#c62828", "undecided": "#b26a00", "not testable": "#666666"}
+
+
+def verdict(claim: str, measured: str, outcome: str) -> HTML:
+    """The box under a figure: what the paper claims, what these records say, and the outcome.
+
+    Raises:
+        ValueError: ``outcome`` is none of the four words the book uses.
+    """
+    if outcome not in OUTCOMES:
+        raise ValueError(f"outcome must be one of {', '.join(OUTCOMES)}; got {outcome!r}")
+    return HTML(
+        f'<div class="verdict" style="border-left: 0.4em solid {OUTCOMES[outcome]}; padding: 0.2em 1em; margin: 1em 0">'
+        f"<p><strong>Claim.</strong> {claim}</p><p><strong>Measured here.</strong> {measured}</p>"
+        f"<p><strong>Verdict: {outcome}.</strong></p></div>"
+    )

@@ -1,0 +1,136 @@
+"""The C kernel behind RCT-AF on a CPU: compiled once per machine where a compiler is found.
+
+Eager PyTorch makes a dozen passes over memory for one activation of order 2; the kernel makes one.
+Without a compiler nothing is lost but time: :func:`derivative` then returns None.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_suffix(".c")
+_FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+
+
+def _processor() -> str:
+    """What -march=native depends on; a home directory may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None or sys.platform == "win32":
+        return None
+    key = hashlib.sha256("\0".join([_SOURCE.read_text(), *_FLAGS, _processor(), compiler]).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rctaf"
+    path = folder / f"{key}.so"
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                for openmp in (["-fopenmp"], []):  # Apple's compiler has none: one thread then
+                    command = [compiler, *_FLAGS, *openmp, "-o", f"{work}/kernel.so", str(_SOURCE), "-lm"]
+                    if subprocess.run(command, capture_output=True).returncode == 0:
+                        os.replace(f"{work}/kernel.so", path)
+                        break
+                else:
+                    return None
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    library.rctaf_derivative.restype = None
+    library.rctaf_derivative.argtypes = [
+        pointer, pointer, pointer, ctypes.c_int64, ctypes.c_float, integer, integer, integer, integer, pointer, pointer,
+        integer,
+    ]  # fmt: skip
+    library.rctaf_softplus_backward.restype = None
+    library.rctaf_softplus_backward.argtypes = [pointer, pointer, pointer, ctypes.c_int64, ctypes.c_float, integer]
+    return library
+
+
+_HEADS = {0: 2, 1: 1}  # beyond the polynomial: x s for sigma itself, s for its first derivative
+
+
+@cache
+def _table(
+    alpha: float, beta: int, n: int, polynomials: Callable[[int, int], tuple[tuple[int, ...], ...]]
+) -> tuple[int, int, int, ctypes.Array, ctypes.Array]:
+    first = max(0, 2 - n)
+    rows = polynomials(beta, n)
+    width = max([1, *(len(row) for row in rows[first:])])
+    scale = alpha ** (n - 1)
+    flat = [scale * row[j] if k >= first and j < len(row) else 0.0 for k, row in enumerate(rows) for j in range(width)]
+    odd = [(n + k) % 2 for k in range(beta + 1)]
+    head = 3 if beta == n == 0 else _HEADS.get(n, 0)
+    return first, head, width, (ctypes.c_float * len(flat))(*flat), (ctypes.c_int * len(odd))(*odd)
+
+
+def _plain(x: Tensor) -> bool:
+    """A real block of memory: no subclass, no tracer, no function transform."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def _aligned(like: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """An empty tensor and the given ones, all dense and in one memory order, that of ``like`` if it has no gaps."""
+    out = torch.empty_like(like)
+    copies = [t if t.stride() == out.stride() else torch.empty_like(out).copy_(t) for t in (like, *others)]
+    return (out, *copies)
+
+
+def derivative(
+    x: Tensor,
+    alpha: float,
+    beta: int,
+    n: int,
+    polynomials: Callable[[int, int], tuple[tuple[int, ...], ...]],
+    grad: Tensor | None = None,
+) -> Tensor | None:
+    """sigma^(n)(x), times ``grad`` where given, shape of ``x``; None where the kernel does not apply.
+
+    It applies to float32 tensors in CPU memory, and keeps their memory format.
+    """
+    if not _plain(x) or (grad is not None and not _plain(grad)) or (library := _library()) is None:
+        return None
+    out, x, *rest = _aligned(x) if grad is None else _aligned(x, grad)
+    first, head, width, rows, odd = _table(alpha, beta, n, polynomials)
+    library.rctaf_derivative(
+        x.data_ptr(), rest[0].data_ptr() if rest else None, out.data_ptr(), x.numel(), alpha, beta, first,
+        head, width, rows, odd, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def softplus_backward(output: Tensor, alpha: float, grad: Tensor) -> Tensor | None:
+    """grad (1 - exp(-alpha y)), y the output of order 0; None where the kernel does not apply."""
+    if not _plain(output) or not _plain(grad) or (library := _library()) is None:
+        return None
+    out, output, grad = _aligned(output, grad)
+    library.rctaf_softplus_backward(
+        output.data_ptr(), grad.data_ptr(), out.data_ptr(), output.numel(), alpha, torch.get_num_threads()
+    )
+    return out

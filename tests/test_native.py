@@ -1,0 +1,80 @@
+"""The C kernel against the plain formula in double precision; skipped where there is no compiler."""
+
+from unittest import mock
+
+import pytest
+import torch
+
+from rctaf import _kernels, _native, rctaf
+
+pytestmark = pytest.mark.skipif(_native._library() is None, reason="no C compiler on this machine")
+
+
+def _points(alpha: float) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    spread = [torch.randn(500, generator=generator) * s / alpha for s in (1e-3, 0.1, 1, 5, 20, 60)]
+    return torch.cat([*spread, torch.tensor([0.0, 1e4, -1e4, 1e-30, -1e-30])])
+
+
+@pytest.mark.parametrize("alpha", [0.01, 1.0, 14.0, 200.0])
+@pytest.mark.parametrize("beta", range(6))
+@pytest.mark.parametrize("n", range(4))
+def test_agrees_with_double_precision(alpha: float, beta: int, n: int) -> None:
+    x = _points(alpha)
+    truth = _kernels.derivative(x.double(), alpha, beta, n)
+    got = _native.derivative(x, alpha, beta, n, _kernels.polynomials)
+    assert got is not None
+    # 1e-7 of exp, times the terms of both signs that order 5 adds up before they cancel (largest seen: 2.9e-6)
+    scale = truth.abs() + truth.abs().max() if n else truth.abs() + 1 / alpha
+    assert ((got.double() - truth).abs() / scale).max() < 5e-6
+
+
+def test_grad_is_multiplied_in_the_same_pass() -> None:
+    x, grad = _points(3.0), _points(1.0)
+    slope = _native.derivative(x, 3.0, 2, 1, _kernels.polynomials)
+    assert slope is not None
+    got = _native.derivative(x, 3.0, 2, 1, _kernels.polynomials, grad)
+    assert got is not None
+    assert torch.equal(got, grad * slope)
+
+
+@pytest.mark.parametrize("beta", range(3))
+def test_training_pass_equals_the_plain_formula(beta: int) -> None:
+    x = torch.randn(4, 3, 5, 7, generator=torch.Generator().manual_seed(1)).to(memory_format=torch.channels_last)
+    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))  # another memory order than x
+    grads = []
+    for library in (_native._library, lambda: None):
+        with mock.patch.object(_native, "_library", library):
+            leaf = x.clone().requires_grad_()
+            y = rctaf(leaf, 14.0, beta)
+            assert y.is_contiguous(memory_format=torch.channels_last)
+            (y * weight).sum().backward()
+            grads.append(leaf.grad)
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)  # both round in single precision
+
+
+def test_tensors_with_gaps_and_other_kinds() -> None:
+    x = torch.randn(6, 8)
+    got = _native.derivative(x[:, ::2], 2.0, 1, 0, _kernels.polynomials)
+    assert got is not None
+    torch.testing.assert_close(got, x[:, ::2] * torch.sigmoid(2 * x[:, ::2]))
+    assert _native.derivative(x.double(), 2.0, 1, 0, _kernels.polynomials) is None
+    assert _native.derivative(x.bfloat16(), 2.0, 1, 0, _kernels.polynomials) is None
+
+
+@pytest.mark.parametrize("beta", range(3))
+@pytest.mark.parametrize("n", range(3))
+def test_nan_stays_nan(beta: int, n: int) -> None:
+    got = _native.derivative(torch.tensor([float("nan")]), 1.0, beta, n, _kernels.polynomials)
+    assert got is not None
+    assert bool(got.isnan().all())
+
+
+def test_without_a_compiler_everything_works(tmp_path) -> None:
+    _native._library.cache_clear()
+    try:
+        with mock.patch.dict("os.environ", CC="no-such-compiler"):
+            assert _native._library() is None
+            assert rctaf(torch.ones(1), 1.0, 2).item() == pytest.approx(0.9276705, rel=1e-6)  # s + q, s = 1/(1+1/e)
+    finally:
+        _native._library.cache_clear()
