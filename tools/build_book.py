@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import distributions
@@ -154,8 +155,9 @@ def build() -> bool:
     """Run Jupyter Book on the stage, warnings being errors; True if _build/html is now complete."""
     output = STAGE / "_build"
     shutil.rmtree(output, ignore_errors=True)
-    command = ["jupyter_book", "build", str(STAGE), "--all", "--quiet", "--warningiserror", "--keep-going"]
-    if subprocess.run([sys.executable, "-m", *command], stdout=subprocess.DEVNULL).returncode:
+    jupyter_book = Path(sysconfig.get_path("scripts")) / "jupyter-book"
+    command = [jupyter_book, "build", STAGE, "--all", "--quiet", "--warningiserror", "--keep-going"]
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         return False
     shutil.rmtree(HTML, ignore_errors=True)
     os.rename(output / "html", HTML)

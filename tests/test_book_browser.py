@@ -1,0 +1,221 @@
+"""The built book in headless Chromium, page by page, over http and from file://.
+
+It tests _build/html as it is: `make book` (or `make pages`) makes it. The browser is
+$RCTAF_CHROMIUM, or a chromium on the PATH, or Playwright's own; with CI=true a missing one fails.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import BrowserContext, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+HTML = ROOT / "_build/html"
+
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # a page that asks for more must fail, not succeed
+]
+
+
+def source(page: str) -> str:
+    """The text an author wrote for a page: Markdown, and for a notebook its code too."""
+    path = ROOT / f"{page}.ipynb"
+    if path.exists():
+        return "\n\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
+    return (ROOT / f"{page}.md").read_text()
+
+
+def prose(page: str) -> str:
+    path = ROOT / f"{page}.ipynb"
+    if path.exists():
+        cells = json.loads(path.read_text())["cells"]
+        return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return re.sub(r"```(bash|python)\n.*?```", "", source(page), flags=re.DOTALL)
+
+
+WITH_MATH = [page for page in PAGES if re.search(r"\$[^$]+\$|\{math\}", prose(page))]
+WITH_WIDGET = [page for page in PAGES if page.startswith("notebooks/") and "explorer(" in source(page)]
+WITH_PLOTS = [page for page in PAGES if page.startswith("notebooks/figures/")]
+
+
+def executable() -> str | None:
+    if chosen := os.environ.get("RCTAF_CHROMIUM"):
+        return chosen
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="session")
+def html() -> Path:
+    if not (HTML / "index.html").exists():
+        pytest.fail("the book is not built: run `make book` first", pytrace=False)
+    return HTML
+
+
+@pytest.fixture(scope="session")
+def http(html: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=html)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
+    with sync_playwright() as playwright:
+        path = executable() or playwright.chromium.executable_path
+        if not Path(path).exists():
+            missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+            missing("no Chromium: install one, or set RCTAF_CHROMIUM to its path")
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"),
+            executable_path=path,
+            headless=True,
+            args=ARGUMENTS,
+            viewport={"width": 1280, "height": 900},
+            color_scheme="light",
+        )
+        yield context
+        context.close()
+
+
+@contextlib.contextmanager
+def opened(context: BrowserContext, base: str, page: str) -> Iterator[Page]:
+    """A page, loaded and at rest; on leaving, anything it asked for outside the book or failed at is an error."""
+    bad: list[str] = []
+    tab = context.new_page()
+    tab.set_default_timeout(60_000)  # a loaded machine is slow, not wrong
+    inside = (base, "data:", "blob:")
+    tab.on("request", lambda r: None if r.url.startswith(inside) else bad.append(f"outside request {r.url}"))
+    tab.on("requestfailed", lambda r: bad.append(f"failed request {r.url} {r.failure}"))
+    tab.on("response", lambda r: bad.append(f"status {r.status} {r.url}") if r.status >= 400 else None)
+    tab.on("console", lambda m: bad.append(f"console {m.type}: {m.text}") if m.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: bad.append(f"uncaught {error}"))
+    try:
+        tab.goto(f"{base}/{page}.html", wait_until="load")
+        tab.evaluate("() => window.MathJax ? MathJax.startup.promise : null")
+        if page in WITH_WIDGET:
+            tab.wait_for_selector(WIDGET + " .js-line")
+        tab.wait_for_load_state("networkidle")
+        yield tab
+        tab.wait_for_load_state("networkidle")
+    finally:
+        tab.close()
+    assert bad == []
+
+
+WIDGET = ".rctaf-explorer"
+
+
+@pytest.mark.parametrize("scheme", ["http", "file"])
+@pytest.mark.parametrize("page", PAGES)
+def test_page_is_complete_by_itself(page, scheme, http, html, chromium):
+    with opened(chromium, http if scheme == "http" else html.as_uri(), page) as tab:
+        if page in WITH_MATH:
+            assert tab.locator("mjx-container").count() > 0
+        assert tab.locator("mjx-merror, [data-mjx-error]").count() == 0
+        assert tab.locator("span.math:not(:has(mjx-container)), div.math:not(:has(mjx-container))").count() == 0
+
+        plots = tab.locator(".plotly-graph-div")
+        written = (html / f"{page}.html").read_text().count('class="plotly-graph-div"')
+        assert plots.count() == written
+        assert written or page not in WITH_PLOTS
+        drawn = ".scatterlayer .trace path, .barlayer path, .heatmaplayer image, .tablelayer, .table"
+        for plot in plots.all():
+            assert plot.locator(drawn).count() > 0, "a plot without a drawn trace"
+            assert plot.bounding_box()["width"] <= tab.viewport_size["width"]
+
+
+def test_index_opens_the_first_page(http, chromium):
+    tab = chromium.new_page()
+    tab.goto(f"{http}/index.html")
+    tab.wait_for_url(f"{http}/{TOC['root']}.html")
+    tab.close()
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of a CSS colour (WCAG 2)."""
+    channels = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+BEHIND = """element => {   // the colour that an element's text stands on
+  for (let e = element; e; e = e.parentElement) {
+    const colour = getComputedStyle(e).backgroundColor;
+    if (!/, 0\\)$/.test(colour)) return colour;
+  }
+}"""
+
+
+@pytest.mark.parametrize("page", [PAGES[0], *WITH_PLOTS, *WITH_WIDGET])
+def test_dark_mode_keeps_plots_readable(page, http, chromium):
+    with opened(chromium, http, page) as tab:
+        for theme in ("light", "dark"):
+            for _ in range(3):  # the button goes round light, dark and automatic
+                if tab.evaluate("document.documentElement.dataset.theme") == theme:
+                    break
+                tab.locator(".theme-switch-button:visible").first.click()
+            assert tab.evaluate("document.documentElement.dataset.theme") == theme
+            background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (luminance(background) < 0.1) == (theme == "dark")
+            tab.wait_for_function(
+                "t => [...document.querySelectorAll('.plotly-graph-div')].every(p => p.dataset.theme === t)", arg=theme
+            )
+            tab.wait_for_timeout(200)  # the widget redraws by itself
+            for text in tab.locator(".js-plotly-plot .xtick text, .js-plotly-plot .gtitle").all():
+                colours = text.evaluate("e => getComputedStyle(e).fill"), text.evaluate(BEHIND)
+                assert contrast(*colours) >= 4.5, f"{text.text_content()}: {colours} in the {theme} theme"
+        tab.evaluate("localStorage.clear()")
+
+
+# Rules that a theme's own elements break, which no page of ours can repair.
+THEME_OWNED = [
+    ".bd-header-article",  # icon buttons of the theme
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_is_accessible(page, http, chromium):
+    with opened(chromium, http, page) as tab:
+        found = Axe().run(tab, context={"exclude": [[selector] for selector in THEME_OWNED]}).response["violations"]
+    serious = [
+        f"{violation['id']}: {node['html'][:150]}"
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
+    ]
+    assert serious == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_fits_a_telephone(page, http, chromium):
+    with opened(chromium, http, page) as tab:
+        tab.set_viewport_size({"width": 400, "height": 800})
+        tab.wait_for_timeout(300)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 400
