@@ -11,6 +11,9 @@ Rules of the clock: compilation and two warm-up passes are not timed. In each ro
 random order, and is divided by eager ReLU *of that round*, so that a slow minute of the machine slows both. Reported
 are the median and the quartiles of these ratios. ``saved_mib`` is what autograd keeps for backward besides the output,
 counted by its own hooks. The record goes to ``results/benchmarks/``; it decides no test.
+
+On a CPU, ``eager`` uses the package's C kernel where a compiler is found; run with ``CC=none`` to time the plain formula
+that serves everywhere else.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rctaf import RCTAF, alpha_for_curvature, make_activation
+from rctaf import RCTAF, _native, alpha_for_curvature, make_activation
 from rctaf.records import provenance, results_dir, write_text
 
 SHAPE = (128, 64, 32, 32)
@@ -53,25 +56,26 @@ class Naive(nn.Module):
         return x * s if self.beta == 1 else x * (s + u * s * (1 - s))
 
 
-def variants() -> dict[tuple[str, str], nn.Module]:
-    """(activation, mode) -> module."""
-    out: dict[tuple[str, str], nn.Module] = {}
+Function = Callable[[Tensor], Tensor]
+
+
+def variants() -> dict[tuple[str, str], Function]:
+    """(activation, mode) -> function."""
+    torch._dynamo.config.recompile_limit = 100  # all variants share the wrapper that the limit counts
+    out: dict[tuple[str, str], Function] = {}
     for name in BASELINES:
         out[name, "eager"] = make_activation(name)
-        out[name, "compiled"] = make_activation(name)
+        out[name, "compiled"] = torch.compile(make_activation(name), fullgraph=True)
     for beta in range(3):
         alpha = alpha_for_curvature(CURVATURE, beta)
         name = f"rctaf beta={beta}"
         out[name, "naive"] = Naive(alpha, beta)
         out[name, "eager"] = RCTAF(alpha, beta)
-        out[name, "compiled"] = RCTAF(alpha, beta)
-    for (_, mode), module in out.items():
-        if mode == "compiled":
-            module.compile(fullgraph=True)
+        out[name, "compiled"] = torch.compile(RCTAF(alpha, beta), fullgraph=True)
     return out
 
 
-def saved_bytes(module: Callable[[Tensor], Tensor], x: Tensor) -> int:
+def saved_bytes(module: Function, x: Tensor) -> int:
     """Bytes of the distinct storages kept for backward, the output's excluded."""
     kept: dict[int, int] = {}
 
@@ -102,7 +106,7 @@ def main() -> None:
     x = torch.randn(SHAPE, device=device, requires_grad=True)
     grad = torch.randn(SHAPE, device=device)
 
-    def seconds(module: nn.Module) -> float:
+    def seconds(module: Function) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
         begin = time.perf_counter()
@@ -151,17 +155,19 @@ def main() -> None:
             f"  {row['median_ms']:7.1f} ms  {row['saved_mib']:6.1f} MiB"
         )
 
+    kernel = device.type == "cpu" and _native._library() is not None
     record = {
         "benchmark": "activations",
         "shape": SHAPE,
         "dtype": "float32",
         "curvature": CURVATURE,
         "rounds": args.rounds,
+        "c_kernel": kernel,
         "malloc": KEEP_MEMORY if device.type == "cpu" else {},
         "rows": rows,
         "provenance": provenance(started),
     }
-    place = device.type if device.type == "cuda" else f"cpu_{args.threads}t"
+    place = device.type if device.type == "cuda" else f"cpu_{args.threads}t{'' if kernel else '_no_kernel'}"
     path = results_dir() / "benchmarks" / f"activations_{place}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n")

@@ -16,7 +16,8 @@ The derivatives of L are polynomials in the logistic function. With :math:`s = L
     L^{(m)} = q\,R_m(q) \text{ for even } m, \qquad L^{(m)} = q\,c\,R_m(q) \text{ for odd } m > 1.
 
 Everything decays through the factor q, which is computed as s(u) s(-u) and so keeps its relative
-precision in both tails; 1 - s would lose all of it beyond u = 17 in single precision.
+precision in both tails; 1 - s would lose all of it beyond u = 17 in single precision. The function
+itself is x times the slope of the order below.
 """
 
 from __future__ import annotations
@@ -93,33 +94,36 @@ def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
     if not torch.compiler.is_compiling() and (fast := _native.derivative(x, alpha, beta, n, polynomials)) is not None:
         return fast
     z = widen(x)
-    if beta == 0 and n == 0:
+    if n == 0:
+        if beta > 0:
+            return (z * derivative(z, alpha, beta - 1, 1)).to(x.dtype)
         return F.softplus(z, beta=alpha, threshold=_EXACT_FROM).to(x.dtype)
 
-    # Beyond the limit q is zero in this format; clipping there keeps u**beta finite, so that 0 stays 0.
-    info = torch.finfo(z.dtype)
-    limit = 1 - math.log(info.smallest_normal) - math.log(info.eps)  # their product is 0 where denormals are flushed
-    u = (alpha * z).clamp(-limit, limit)
+    u = alpha * z
+    first = 1 if n == 1 else 0  # the slope is s + u q (...)
+    if beta - first > 1:
+        # Beyond the limit q is zero in this format; clipping there keeps powers of u finite, so that 0 stays 0.
+        info = torch.finfo(z.dtype)
+        limit = 1 - math.log(info.smallest_normal) - math.log(info.eps)  # their product may be flushed to 0
+        u = u.clamp(-limit, limit)
     s = torch.sigmoid(u)
-    first = max(0, 2 - n)  # lower powers of u multiply L or L' instead of q
-    if beta < first:
-        return (z * s if n == 0 else s).to(x.dtype)
+    if n == 1 and beta == 0:
+        return s.to(x.dtype)
 
-    q = s * torch.sigmoid(-u)
-    scale = alpha ** (n - 1)
+    opposite = torch.sigmoid(-u)
+    q = s * opposite
     # The compiler follows plain functions only; it meets this one once, eager code at every call.
     rows = (polynomials if torch.compiler.is_compiling() else _remembered)(beta, n)
-    c = -torch.tanh(u / 2)
+    scale = alpha ** (n - 1)
+    powers = range(beta, first - 1, -1)
+    c = opposite - s if any((n + k) % 2 for k in powers) else None
     total: Tensor | float = 0.0
-    for k in range(beta, first - 1, -1):
+    for k in powers:
         term = _horner(tuple(scale * a for a in rows[k]), q)
-        total = (total * u if k < beta else 0.0) + (term * c if (n + k) % 2 else term)
-    tail = q * total * u**first if first else q * total
-    if n == 0:
-        tail = tail + z * s
-    elif n == 1:
-        tail = tail + s
-    return tail.to(x.dtype)
+        total = (total * u if k < beta else 0.0) + (term if c is None or (n + k) % 2 == 0 else term * c)
+    if n == 1:  # at order 1 the bracket is exactly 1
+        return torch.addcmul(s, u, q * total if beta > 1 else q).to(x.dtype)
+    return (q * total).to(x.dtype)
 
 
 def backward(saved: Tensor, alpha: float, beta: int, n: int, from_output: bool, grad: Tensor) -> Tensor | None:
