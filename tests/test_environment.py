@@ -1,0 +1,53 @@
+"""environment.yml, pyproject.toml and constraints.txt say the same; nothing is unpinned."""
+
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONSTRAINTS = dict(
+    line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"
+)
+
+
+def _name(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~@ ;\[]", requirement, maxsplit=1)[0]).lower()
+
+
+def test_environment_installs_what_pyproject_says() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    python = next(entry.partition("=")[2] for entry in conda if entry.startswith("python="))
+    low, high = re.findall(r"\d+\.(\d+)", PROJECT["requires-python"])
+    assert int(low) <= int(python.split(".")[1]) < int(high)
+    assert pip[0] == "-c constraints.txt"
+    assert {f"{name}=={CONSTRAINTS[name]}" for name in ("torch", "torchvision")} == set(pip[1:-1])
+    extras = set(re.fullmatch(r"-e \.\[(.*)\]", pip[-1]).group(1).split(","))
+    # everything but the original AutoAttack, which is on GitHub only and never required
+    assert extras == set(PROJECT["optional-dependencies"]) - {"autoattack"}
+
+
+def test_makefile_installs_the_same_extras() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["dependencies"][-1]["pip"][-1].removeprefix("-e ") in (ROOT / "Makefile").read_text()
+
+
+def test_every_declared_package_is_pinned() -> None:
+    pinned = {_name(name) for name in CONSTRAINTS}
+    lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    assert {_name(requirement) for requirements in lists for requirement in requirements} - pinned == {"autoattack"}
+
+
+@pytest.mark.parametrize("name", sorted(CONSTRAINTS))
+def test_pin_is_what_is_installed(name: str) -> None:
+    try:
+        installed = distribution(name).version
+    except PackageNotFoundError:
+        pytest.skip(f"{name} is not needed on this platform")
+    assert installed.split("+")[0] == CONSTRAINTS[name]
