@@ -12,8 +12,8 @@ random order, and is divided by eager ReLU *of that round*, so that a slow minut
 are the median and the quartiles of these ratios. ``saved_mib`` is what autograd keeps for backward besides the output,
 counted by its own hooks. The record goes to ``results/benchmarks/``; it decides no test.
 
-On a CPU, ``eager`` uses the package's C kernel where a compiler is found; run with ``CC=none`` to time the plain formula
-that serves everywhere else.
+On a CPU, ``eager`` uses the package's C kernel where a compiler is found; run with ``CC=none`` to time the plain
+formula that serves everywhere else.
 """
 
 from __future__ import annotations
