@@ -1,0 +1,70 @@
+"""Counts of correct predictions, on clean images and under a quick PGD attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluate with running batch-norm statistics; every module's own mode is put back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> tuple[int, int]:
+    """How many images are classified correctly, and how many there are; in eval mode.
+
+    Args:
+        model: maps images [N, ...] in [0, 1] to logits [N, C].
+        x: images [N, ...]; y: labels [N].
+        batch_size: images per forward pass.
+
+    Raises:
+        ValueError: images and labels differ in number.
+    """
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} images and {len(y)} labels: expected as many of each")
+    with eval_mode(model), torch.no_grad():
+        parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+        correct = sum((model(a).argmax(1) == b).sum() for a, b in parts)  # on the device until the end
+    return int(correct), len(x)
+
+
+def pgd_accuracy(
+    model: nn.Module, x: Tensor, y: Tensor, epsilon: float, steps: int = 20, *, seed: int = 0, batch_size: int = 500
+) -> tuple[int, int]:
+    """Correct predictions after PGD in the l-infinity ball, and how many images there are.
+
+    A quick figure: the attack maximises the cross-entropy from one random start with steps of
+    epsilon / 4, so a model can pass it and still fall to AutoAttack. It is never called robust accuracy.
+
+    Args:
+        epsilon: radius in the units of ``x``.
+        steps: gradient steps.
+        seed: of the random start.
+
+    Raises:
+        ValueError: images and labels differ in number.
+    """
+    from rctaf.training.attacks import cross_entropy, pgd  # here: evaluation alone needs no training code
+
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} images and {len(y)} labels: expected as many of each")
+    attack: dict[str, Any] = {"epsilon": epsilon, "steps": steps, "step_size": epsilon / 4, "start": "uniform"}
+    attack["generator"] = torch.Generator(x.device).manual_seed(seed)
+    correct = 0
+    with eval_mode(model):
+        for a, b in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            correct += accuracy(model, pgd(model, a, cross_entropy(b), **attack), b)[0]
+    return correct, len(x)

@@ -1,0 +1,249 @@
+import json
+import sys
+
+import numpy as np
+import pyautoattack
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rctaf.config import RunConfig
+from rctaf.evaluation import autoattack, robustbench_entry, unpack_mask
+from rctaf.records import Record
+
+EPSILON = 0.12
+BATCH = 16
+STEPS = 10
+
+
+class Shortened(pyautoattack.AutoAttack):
+    """The package's attacks with fewer iterations, for our loop and the package's own alike."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        for attack in (self.apgd, self.apgd_targeted):
+            attack.n_iter = STEPS
+            attack.n_iter_2, attack.n_iter_min, attack.size_decr = 3, 1, 1
+        self.fab.n_iter = 5
+        self.square.n_queries = 200
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shortened():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyautoattack, "AutoAttack", Shortened)
+        patch.setitem(sys.modules, "autoattack", None)  # also where the original package is installed
+        yield
+
+
+def small_model(classes: int = 10) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(64, classes)
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """A small model trained for a moment on blobs, so that some images resist and some do not."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.rand(10, 1, 4, 4, generator=generator)
+    y = torch.arange(60) % 10
+    x = (centres[y] + 0.1 * torch.randn(60, 1, 4, 4, generator=generator)).clamp(0, 1)
+    model = small_model().train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    for _ in range(60):
+        optimiser.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    model.zero_grad()
+    return model.eval(), x[:40], y[:40]
+
+
+@pytest.fixture(scope="module")
+def standard(problem):
+    model, x, y = problem
+    return autoattack(model, x, y, EPSILON, seed=3, batch_size=BATCH)
+
+
+def test_standard_is_the_packages_standard_at_full_strength():
+    full = Shortened.__mro__[1](nn.Identity(), eps=0.1, version="standard")
+    assert full.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert (full.apgd.n_iter, full.apgd_targeted.n_iter, full.fab.n_iter, full.square.n_queries) == (
+        100,
+        100,
+        100,
+        5000,
+    )
+    assert (full.apgd.n_restarts, full.apgd_targeted.n_target_classes, full.fab.n_target_classes) == (1, 9, 9)
+
+
+def test_every_verdict_is_the_packages_own(problem, standard):
+    model, x, y = problem
+    reference = pyautoattack.AutoAttack(model, eps=EPSILON, seed=3, version="standard")
+    with torch.random.fork_rng():
+        _, labels = reference.run_standard_evaluation(x, y, batch_size=BATCH)
+    sys.settrace(None)
+    expected = (labels == y).numpy()
+    assert unpack_mask(standard["mask"], 40).tolist() == expected.tolist()
+    assert 5 < expected.sum() < 35  # neither all nor none, or the comparison would show nothing
+    assert standard["robust"] == expected.sum()
+    assert standard["robust_accuracy"] == expected.mean()
+
+
+def test_the_entry_is_complete_and_json(standard):
+    again = json.loads(json.dumps(standard, allow_nan=False))
+    assert again == standard
+    assert [step["attack"] for step in standard["waterfall"]] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    counts = [standard["clean"], *(step["robust"] for step in standard["waterfall"])]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == standard["robust"]
+    assert (standard["n"], standard["seed"], standard["batch_size"]) == (40, 3, BATCH)
+    assert standard["implementation"] in ("autoattack", "pyautoattack")
+    assert standard["warnings"] == []
+
+
+def test_screening_is_the_beginning_of_standard(problem, standard):
+    model, x, y = problem
+    screening = autoattack(model, x, y, EPSILON, "screening", seed=3, batch_size=BATCH)
+    assert screening["waterfall"] == standard["waterfall"][:2]
+    assert screening["clean"] == standard["clean"]
+
+
+class Interruptible(nn.Module):
+    """Raises after a number of forward passes, wherever that is."""
+
+    calls = 0
+    limit: float = float("inf")
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        Interruptible.calls += 1
+        if Interruptible.calls > Interruptible.limit:
+            raise KeyboardInterrupt
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.8, 0.999])
+def test_an_interrupted_evaluation_repeats_at_most_one_batch(problem, tmp_path, share):
+    model, x, y = problem
+    wrapped, state = Interruptible(model), tmp_path / "state.json"
+    run = {"seed": 1, "batch_size": BATCH, "state": state}
+    Interruptible.calls, Interruptible.limit = 0, float("inf")
+    whole = autoattack(wrapped, x, y, EPSILON, "screening", **run | {"state": tmp_path / "whole.json"})
+    total = Interruptible.calls
+    Interruptible.calls, Interruptible.limit = 0, share * total
+    with pytest.raises(KeyboardInterrupt):
+        autoattack(wrapped, x, y, EPSILON, "screening", **run)
+    spent = Interruptible.calls
+    Interruptible.calls, Interruptible.limit = 0, float("inf")
+    resumed = autoattack(wrapped, x, y, EPSILON, "screening", **run)
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+    # The largest batch is one of APGD-T: 9 targets of STEPS + 2 passes, and the checks.
+    assert spent + Interruptible.calls - total <= 9 * (STEPS + 2) + 10
+    Interruptible.calls = 0
+    assert autoattack(wrapped, x, y, EPSILON, "screening", **run)["mask"] == whole["mask"]
+    assert Interruptible.calls == 1  # a finished state attacks nothing: one pass to count the classes
+
+
+def test_the_state_of_another_model_or_setting_is_not_used(problem, tmp_path):
+    model, x, y = problem
+    x, y, state = x[:10], y[:10], tmp_path / "state.json"
+    first = autoattack(model, x, y, 0.01, "screening", state=state)
+    fresh = autoattack(model, x, y, 0.5, "screening")
+    assert fresh["robust"] < first["robust"]
+    assert autoattack(model, x, y, 0.5, "screening", state=state)["mask"] == fresh["mask"]
+    state.write_text("{ torn")
+    assert autoattack(model, x, y, 0.5, "screening", state=state)["mask"] == fresh["mask"]
+    assert autoattack(small_model(), x, y, 0.5, "screening", state=state)["clean"] < first["clean"]
+
+
+def test_model_generators_and_tracer_are_left_alone(problem):
+    model, x, y = problem
+    model = small_model().to(torch.bfloat16).train()
+    before, generator = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+
+    def tracer(frame, event, argument):
+        return None
+
+    outer = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        result = autoattack(model, x[:4], y[:4], 0.1, "screening")
+        kept = sys.gettrace()
+    finally:
+        sys.settrace(outer)
+    assert kept is tracer
+    assert result["n"] == 4
+    assert all(v.dtype == before[k].dtype and torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+class Noisy(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) + 0.1 * torch.randn(len(x), 10)
+
+
+class Flat(nn.Module):
+    """Logits that do not depend on the image: zero gradients."""
+
+    def forward(self, x):
+        return torch.arange(10.0).expand(len(x), 10) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Noisy, "randomized defense"),
+        (lambda inner: nn.Sequential(inner, nn.Softmax(1)), "probability distribution"),
+        (lambda inner: Flat(), "zero gradient"),
+    ],
+)
+def test_the_packages_warnings_reach_the_record(problem, make, message):
+    model, x, y = problem
+    result = autoattack(make(model), x[:10], torch.full((10,), 9) if make is not Noisy else y[:10], 0.05, "screening")
+    assert any(message in warning for warning in result["warnings"]), result["warnings"]
+
+
+def test_nine_classes_try_eight_targets_and_say_so(problem):
+    _, x, _ = problem
+    model = small_model(9)
+    result = autoattack(model, x[:8], model(x[:8]).argmax(1), 0.01, "screening")
+    assert result["clean"] == 8
+    assert any("9 classes" in warning for warning in result["warnings"])
+
+
+def test_bad_input_is_refused_in_one_line(problem):
+    model, x, y = problem
+    with pytest.raises(ValueError, match="at least 4 classes"):
+        autoattack(small_model(3), x, y.clamp(max=2), 0.1)
+    with pytest.raises(ValueError, match="standard, screening, got 'rand'"):
+        autoattack(model, x, y, 0.1, "rand")
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        autoattack(model, x * 255, y, 0.1)
+    with pytest.raises(ValueError, match="40 and 39 given"):
+        autoattack(model, x, y[:-1], 0.1)
+    broken = small_model()
+    broken[0].weight.data[:] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        autoattack(broken, x, y, 0.1)
+
+
+def test_robustbench_entry(standard):
+    config = RunConfig(epsilon="0.12")
+    entry = robustbench_entry(Record(config, {"autoattack": standard}, {}, {}))
+    assert float(entry["autoattack_acc"]) == pytest.approx(100 * standard["robust_accuracy"], abs=0.005)
+    assert entry["eps"] == "0.12"
+    with pytest.raises(ValueError, match="'screening'"):
+        robustbench_entry(Record(config, {"autoattack": {**standard, "version": "screening"}}, {}, {}))
+    assert np.isclose(float(entry["clean_acc"]), 100 * standard["clean"] / 40)

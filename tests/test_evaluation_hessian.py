@@ -1,0 +1,244 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call, jacrev
+
+from rctaf.activations import RCTAF
+from rctaf.evaluation import hessian_diagonal_norm
+from rctaf.evaluation.hessian import PairMean, _gauss_newton_diagonal, _Problem
+
+
+def network(activation) -> nn.Module:
+    """Convolution, batch norm with statistics of its own, a residual sum, a linear head: 97 parameters."""
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.norm, self.act = nn.Conv2d(1, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), activation()
+            self.inner, self.act2, self.head = nn.Conv2d(3, 3, 1), activation(), nn.Linear(12, 4)
+
+        def forward(self, x):
+            h = self.act(self.norm(self.stem(x)))
+            h = self.act2(h + self.inner(h))
+            return self.head(F.adaptive_avg_pool2d(h, 2).flatten(1))
+
+    net = Net()
+    net.norm.running_mean.uniform_(-0.3, 0.3)
+    net.norm.running_var.uniform_(0.5, 2)
+    return net.double().eval()
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(6, 1, 4, 4, generator=generator).double(), torch.tensor([0, 1, 2, 3, 0, 1])
+
+
+def hessian(function):
+    """Reverse over reverse, where the library goes forward over reverse."""
+    return jacrev(jacrev(function))
+
+
+def brute_force(model, loss, x, y):
+    """The whole Hessian [P, P] and its Gauss-Newton part, by plain Jacobians."""
+    named = {n: p.detach() for n, p in model.named_parameters()}
+    shapes = [p.shape for p in named.values()]
+    sizes = [p.numel() for p in named.values()]
+
+    def logits(theta):
+        pieces = [p.view(s) for p, s in zip(theta.split(sizes), shapes, strict=True)]
+        return functional_call(model, dict(zip(named, pieces, strict=True)), (x,))
+
+    theta = torch.cat([p.flatten() for p in named.values()])
+    full = hessian(lambda t: loss(logits(t), y))(theta)
+    jacobian = jacrev(logits)(theta).flatten(0, 1)
+    outer = hessian(lambda z: loss(z, y))(logits(theta)).flatten(0, 1).flatten(1)
+    return theta, full, jacobian.T @ outer @ jacobian
+
+
+def squared_error(z, y):
+    return F.mse_loss(z, F.one_hot(y, z.shape[1]).to(z.dtype), reduction="sum")
+
+
+LOSSES = [F.cross_entropy, squared_error]
+ACTIVATIONS = [lambda: RCTAF(3.0, 0), lambda: RCTAF(3.0, 1), lambda: RCTAF(3.0, 2), nn.GELU, nn.ReLU]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_gauss_newton_diagonal_is_exact(activation, loss, images):
+    model = network(activation)
+    problem = _Problem(model, loss, *images, torch.float64)
+    found = _gauss_newton_diagonal(problem, problem.logit_derivatives()[1])
+    _, full, gauss_newton = brute_force(model, loss, *images)
+    torch.testing.assert_close(found, gauss_newton.diagonal(), rtol=1e-10, atol=1e-14)
+    if activation is nn.ReLU:  # piecewise linear in every single parameter: no sigma'' part on the diagonal
+        torch.testing.assert_close(full.diagonal(), gauss_newton.diagonal(), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_estimate_meets_the_exact_diagonal(activation, images):
+    # 1024 probes: the remaining error must be explained by the stated standard error
+    model = network(activation)
+    theta, full, gauss_newton = brute_force(model, F.cross_entropy, *images)
+    d, g = full.diagonal(), gauss_newton.diagonal()
+    found = hessian_diagonal_norm(
+        model, F.cross_entropy, *images, relative=1e-9, max_probes=1024, dtype=torch.float64, seed=1
+    )
+    assert found.probes == 1024
+    assert found.parameters == len(theta) == 97
+    exact = d.square().sum().item()
+    error = found.square - exact
+    assert abs(error) <= 4 * found.standard_error + 1e-12 * exact  # 4 standard errors: 1 in 16,000
+    assert found.standard_error < 0.06 * exact
+    assert found.gauss_newton_square == pytest.approx(g.square().sum().item(), rel=1e-10)
+    assert found.remainder_square == pytest.approx((d - g).square().sum().item(), abs=0.2 * exact)
+    scale_free = (d * theta**2).square().sum().item()
+    assert abs(found.scale_free_square - scale_free) <= 4 * found.scale_free_standard_error + 1e-12 * scale_free
+    assert found.scale_free_standard_error < 0.15 * scale_free
+    assert sum(found.by_parameter.values()) == pytest.approx(found.square, rel=1e-9)
+    assert found.rms == pytest.approx(math.sqrt(found.square / 97))
+    assert found.norm_over_parameters == pytest.approx(math.sqrt(found.square) / 97)
+    # 32 samples of v'H²v, whose spread for this matrix is below a third of its mean
+    assert found.frobenius_square == pytest.approx(full.square().sum().item(), rel=0.5)
+    json.dumps(found.record(), allow_nan=False)
+
+
+def test_float32_and_the_order_of_differentiation_change_rounding_only(images):
+    model = network(lambda: RCTAF(5.0, 1))
+    x, y = images
+    wide = hessian_diagonal_norm(model, F.cross_entropy, x, y, dtype=torch.float64, max_probes=64)
+    narrow = hessian_diagonal_norm(model.float(), F.cross_entropy, x.float(), y, max_probes=64)
+    pieces = hessian_diagonal_norm(model, F.cross_entropy, x.float(), y, max_probes=64, batch=5)
+    # float32 has 1e-7; U is a difference of sums about ten times its size
+    assert narrow.square == pytest.approx(wide.square, rel=1e-4)
+    assert pieces.square == pytest.approx(narrow.square, rel=1e-4)
+
+
+def test_one_product_agrees_with_curvlinops(images):
+    curvlinops = pytest.importorskip("curvlinops")
+    model = network(lambda: RCTAF(4.0, 2))
+    x, y = images
+    operator = curvlinops.HessianLinearOperator(
+        model, nn.CrossEntropyLoss(), list(model.parameters()), [(x, y)], check_deterministic=False
+    )
+    _, full, _ = brute_force(model, F.cross_entropy, x, y)
+    v = torch.randn(97, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(operator @ v, full @ v, rtol=1e-9, atol=1e-12)
+
+
+# --- the estimator alone, on a matrix whose diagonal is known ---------------------------------------------------------
+
+
+def known_matrix(size: int = 60) -> np.ndarray:
+    """Off-diagonal mass 40 times the diagonal's, and two large eigenvalues, as networks have."""
+    rng = np.random.default_rng(0)
+    tall = rng.normal(size=(size, 2)) * [3.0, 2.0]
+    noise = rng.normal(size=(size, size)) / 2
+    matrix = tall @ tall.T / size + (noise + noise.T) / math.sqrt(size) * 3
+    off = matrix - np.diag(np.diag(matrix))
+    return matrix + np.diag(rng.normal(size=size)) * np.linalg.norm(off) / math.sqrt(40 * size)
+
+
+def estimates(matrix: np.ndarray, batches: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    squares, errors = np.empty(repeats), np.empty(repeats)
+    for i in range(repeats):
+        pairs = PairMean([len(matrix)], dtype=torch.float64)
+        for _ in range(batches):
+            v = rng.choice([-1.0, 1.0], size=(32, len(matrix)))
+            pairs.add(torch.from_numpy(v * (v @ matrix)))
+        squares[i], errors[i] = pairs.square(), pairs.standard_error()
+    return squares, errors
+
+
+@pytest.mark.parametrize("batches", [1, 4])
+def test_unbiased_with_an_honest_standard_error_and_interval(batches):
+    matrix = known_matrix()
+    exact = (np.diag(matrix) ** 2).sum()
+    squares, errors = estimates(matrix, batches, repeats=1500)
+    spread = squares.std(ddof=1)
+    assert abs(squares.mean() - exact) < 4 * spread / math.sqrt(1500)
+    # The naive square of the mean would have been off by (‖H‖_F² - ‖d‖²)/K: visible here many times over.
+    assert ((matrix**2).sum() - exact) / (32 * batches) > 20 * spread / math.sqrt(1500)
+    # The variance estimate is unbiased; its mean over 1500 repeats is known to a few per cent.
+    assert (errors**2).mean() == pytest.approx(spread**2, rel=0.15)
+    covered = (np.abs(squares - exact) <= 2.0395 * errors).mean()  # t, 31 degrees of freedom
+    assert 0.93 <= covered <= 0.98  # 95 % within 3.5 binomial standard errors (0.0056)
+
+
+def test_stopping_at_the_requested_width_keeps_the_coverage():
+    matrix = known_matrix()
+    exact = (np.diag(matrix) ** 2).sum()
+    rng = np.random.default_rng(2)
+    covered, probes = [], []
+    for _ in range(300):
+        pairs = PairMean([len(matrix)], dtype=torch.float64)
+        while True:
+            v = rng.choice([-1.0, 1.0], size=(32, len(matrix)))
+            pairs.add(torch.from_numpy(v * (v @ matrix)))
+            reach = 2.0395 * pairs.standard_error()
+            if pairs.count > 32 and reach < 0.2 * pairs.square():
+                break
+        covered.append(abs(pairs.square() - exact) <= reach)
+        probes.append(pairs.count)
+    assert np.mean(covered) > 0.90  # 95 % less 4 binomial standard errors of 300 (0.0126)
+    assert len(set(probes)) > 3  # the rule did decide
+
+
+def test_a_square_that_cannot_be_told_from_zero_is_reported_as_it_is(images):
+    # A constant loss has no Hessian: everything is 0, and no relative width exists.
+    model = network(nn.SiLU)
+    found = hessian_diagonal_norm(model, lambda z, y: (0 * z).sum(), *images, dtype=torch.float64, max_probes=64)
+    assert (found.square, found.standard_error, found.relative_half_width, found.converged) == (0, 0, None, False)
+    # Samples that cancel: the pairs' mean is below 0, and stays so.
+    pairs = PairMean([1, 1])
+    signs = torch.tensor([1.0, -1.0]).repeat(16)
+    pairs.add(torch.stack([signs, -signs], 1))
+    assert pairs.square() < 0
+
+
+def test_stops_early_repeats_exactly_and_leaves_the_model_alone(images):
+    model = network(lambda: RCTAF(2.0, 0)).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    loose = hessian_diagonal_norm(model, F.cross_entropy, *images, relative=0.5, max_probes=2048, seed=4)
+    assert loose.converged
+    assert loose.probes == 64
+    assert loose == hessian_diagonal_norm(model, F.cross_entropy, *images, relative=0.5, max_probes=2048, seed=4)
+    assert loose.square != hessian_diagonal_norm(model, F.cross_entropy, *images, relative=0.5, seed=5).square
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_scale_free_companion_ignores_a_rescaling_that_batch_norm_undoes(images):
+    model = network(lambda: RCTAF(3.0, 1))
+    options = {"dtype": torch.float64, "max_probes": 64}
+    before = hessian_diagonal_norm(model, F.cross_entropy, *images, **options)
+    model.stem.weight.data *= 7
+    model.norm.running_mean *= 7
+    model.norm.running_var = (model.norm.running_var + model.norm.eps) * 49 - model.norm.eps
+    after = hessian_diagonal_norm(model, F.cross_entropy, *images, **options)
+    # even the noise of the probes is the same: diag(w) H diag(w) does not change
+    assert after.scale_free_square == pytest.approx(before.scale_free_square, rel=1e-9)
+    # while the diagonal itself falls by 7² there: 7⁴ in the square, up to the other layers' noise
+    assert after.by_parameter["stem.weight"] == pytest.approx(0, abs=0.02 * before.square)
+    assert before.by_parameter["stem.weight"] > 0.02 * before.square
+
+
+def test_bad_input_is_refused_in_one_line(images):
+    model = network(nn.SiLU)
+    x, y = images
+    with pytest.raises(ValueError, match="6 and 5 given"):
+        hessian_diagonal_norm(model, F.cross_entropy, x, y[:-1])
+    with pytest.raises(ValueError, match="got -1 and 256"):
+        hessian_diagonal_norm(model, F.cross_entropy, x, y, relative=-1)
+    model.head.weight.data[:] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        hessian_diagonal_norm(model, F.cross_entropy, x, y)
