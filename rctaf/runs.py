@@ -202,7 +202,10 @@ def status(path: Path) -> int:
         if now in ("running", "FAILED", "interrupted"):
             print(f"  {now:11} {run_id}  {cells[run_id].label}")
         if error:
-            print(f"  {'':11} {error}\n  {'':11} {_shown(local_dir(run_id) / 'notebook.partial.ipynb')}")
+            print(f"  {'':11} {error}")
+            red = local_dir(run_id) / "notebook.partial.ipynb"
+            if red.exists():  # it does not where the notebook could not even start
+                print(f"  {'':11} {_shown(red)}")
     return 0 if done == len(cells) else 1
 
 
@@ -339,7 +342,7 @@ def replay(run_id: str) -> int:
 
     Same code, versions, device and thread count repeat a run bit by bit. Elsewhere sums round
     differently, training amplifies that, and the new run is as far from the old one as another seed
-    would be; so a metric is *within tolerance* when it differs by at most :func:`tolerance`.
+    would be; so a metric is *within tolerance* when it differs by at most :func:`tolerance`, or by rounding.
     """
     old = records.load(run_id)
     if old is None:
@@ -356,10 +359,13 @@ def replay(run_id: str) -> int:
     assert new is not None  # execute ends with a record or raises
     print(f"  replayed {_conditions(new)}")
     verdicts = compare(old, new, siblings)
-    for name, before, after, allowed, verdict in verdicts:
-        if verdict != "identical":
-            margin = "" if allowed is None else f"  (tolerance {allowed:.3g})"
-            print(f"  {verdict:16} {name}: {before} -> {after}{margin}")
+    changed = [row for row in verdicts if row[-1] != "identical"]
+    changed.sort(key=lambda row: row[-1] != "different")
+    for name, before, after, allowed, verdict in changed[:SHOWN]:
+        margin = "" if allowed is None else f"  (tolerance {allowed:.3g})"
+        print(f"  {verdict:16} {name}: {before} -> {after}{margin}")
+    if len(changed) > SHOWN:
+        print(f"  and {len(changed) - SHOWN} more that are not identical")
     number = {kind: sum(row[-1] == kind for row in verdicts) for kind in VERDICTS}
     if number["identical"] == len(verdicts):
         print(f"bit-identical: all {len(verdicts)} values")
@@ -369,14 +375,16 @@ def replay(run_id: str) -> int:
     return 1 if number["different"] else 0
 
 
+SHOWN = 20  # lines of a replay's report
+ROUNDING = 1e-5  # relative; float32 sums over the same weights in another order differ by a few 1e-7, amplified
 VERDICTS = ("identical", "within tolerance", "different", "not judged")
 
 
 def compare(old: Record, new: Record, siblings: list[Record]) -> list[tuple[str, Any, Any, float | None, str]]:
     """Every measured value of two records of one experiment: (name, old, new, tolerance, verdict).
 
-    Durations are left out. What differs and has no known scatter (text such as the version of an
-    attack, a number measured for one seed only) is ``not judged``: shown, no more.
+    Durations are left out. What differs by more than :data:`ROUNDING` and has no known scatter (a number
+    measured for one seed only), and text (the version of an attack), is ``not judged``: shown, no more.
     """
     before, after = (dict(_leaves({"metrics": r.metrics, "history": r.history})) for r in (old, new))
     others = [dict(_leaves({"metrics": r.metrics, "history": r.history})) for r in siblings]
@@ -389,8 +397,10 @@ def compare(old: Record, new: Record, siblings: list[Record]) -> list[tuple[str,
         elif isinstance(a, int | float) and isinstance(b, int | float):
             scatter = [o[name] for o in others if isinstance(o.get(name), int | float)]
             allowed = tolerance(a, scatter, counting_error(name, a, old.metrics))
-            if allowed is None or abs(a - b) <= allowed:
-                verdict = "not judged" if allowed is None else "within tolerance"
+            if abs(a - b) <= max(allowed or 0.0, ROUNDING * abs(a)):
+                verdict = "within tolerance"
+            elif allowed is None:
+                verdict = "not judged"
         elif type(a) is type(b):
             verdict = "not judged"
         rows.append((name, a, b, allowed, verdict))

@@ -268,6 +268,8 @@ def test_comparison_of_two_records(cell):
     assert said["metrics.autoattack.implementation"] == (None, "not judged")
     assert said["metrics.layers.0"] == (None, "identical")
 
+    assert verdicts(measured(0.8, 2.00001))["metrics.hessian"] == (None, "within tolerance")  # rounding
+
     siblings = [measured(0.8, hessian) for hessian in (1.9, 2.0, 2.1)]
     spread = 3 * 2**0.5 * statistics.stdev([2.0, 1.9, 2.0, 2.1])
     assert verdicts(measured(0.8, 2.3), siblings)["metrics.hessian"] == (pytest.approx(spread), "within tolerance")
