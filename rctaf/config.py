@@ -17,18 +17,28 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from rctaf import recipes
 from rctaf.activations import alpha_for_curvature, curvature
 
 SCHEMA = 1  # raise it when the *meaning* of a field changes: every run id changes with it
 
-# Settings that only some choices use. They are dropped (None) elsewhere, so that an unused
-# number can never split one experiment into two ids.
-_ACTIVATION_ONLY = {"rctaf": {"alpha", "beta"}}
-_METHOD_ONLY = {
-    "standard": set(),
-    "pgd": {"attack_steps", "attack_step_size"},
-    "trades": {"attack_steps", "attack_step_size", "lam"},
+# Settings that only some choices use, by the choice. They are dropped (None) elsewhere, so that an
+# unused number can never split one experiment into two ids.
+_ATTACK = {"attack_steps", "attack_step_size", "attack_schedule", "epsilon_ramp"}
+_USED_BY: dict[str, dict[str | None, set[str]]] = {
+    "activation": {"rctaf": {"alpha", "beta"}},
+    "method": {
+        "standard": set(),
+        "pgd": _ATTACK,
+        "trades": _ATTACK | {"lam"},
+        "mart": _ATTACK | {"lam"},
+        "dajat": _ATTACK | {"lam", "lam_jsd", "auto_views", "label_smoothing"},
+        "dkl": _ATTACK | {"lam", "lam_mse", "temperature", "attack_mse"},
+    },
+    "attack_schedule": {None: {"attack_steps", "attack_step_size"}},
+    "lr_schedule": {"step": {"lr_drops"}},
 }
+_NEEDED_BY = {"awp": {"awp_from"}, "averaging": {"averaging_decay", "averaging_from"}}  # dropped where it is None
 
 
 def parse_epsilon(text: str) -> float:
@@ -46,11 +56,14 @@ def parse_epsilon(text: str) -> float:
     return float(value)
 
 
-def _unused(activation: Any, method: Any) -> set[str]:
-    """The settings that these choices do not use."""
-    unused = set()
-    for choice, table in ((activation, _ACTIVATION_ONLY), (method, _METHOD_ONLY)):
-        unused |= set().union(*table.values()) - table.get(choice, set())
+def _unused(settings: dict[str, Any]) -> set[str]:
+    """The settings that the choices among ``settings`` do not use."""
+    unused: set[str] = set()
+    for choice, table in _USED_BY.items():
+        unused |= set().union(*table.values()) - table.get(settings[choice], set())
+    for choice, fields in _NEEDED_BY.items():
+        if settings[choice] is None:
+            unused |= fields
     return unused
 
 
@@ -75,7 +88,7 @@ class RunConfig(BaseModel):
     alpha: float | None = Field(14.0, gt=0, le=1000, description="sharpness of RCT-AF")
     beta: int | None = Field(1, ge=0, le=12, description="order of RCT-AF")
     # training
-    method: Literal["standard", "pgd", "trades"] = "trades"
+    method: Literal["standard", "pgd", "trades", "mart", "dajat", "dkl"] = "trades"
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(128, ge=1)
     lr: float = Field(0.1, gt=0)
@@ -87,7 +100,22 @@ class RunConfig(BaseModel):
     epsilon: str = Field("0.15", description="l-inf budget in training and evaluation, exact, e.g. 8/255")
     attack_steps: int | None = Field(5, ge=1, description="steps of the training attack")
     attack_step_size: str | None = Field(None, description="step of the training attack; None: epsilon / 4")
+    attack_schedule: Literal["as_released", "as_intended"] | None = Field(
+        None, description="DAJAT's high budget in place of attack_steps and attack_step_size"
+    )
+    epsilon_ramp: bool | None = Field(False, description="the training budget grows linearly up to epsilon")
     lam: float | None = Field(6.0, gt=0, description="weight of the robust term (TRADES' 1/lambda)")
+    lam_jsd: float | None = Field(2.0, ge=0, description="DAJAT: weight of the divergence between the views")
+    auto_views: int | None = Field(2, ge=0, description="DAJAT: AutoAugment views beside the base; 0 is ACAT")
+    label_smoothing: float | None = Field(0.0, ge=0, lt=1, description="DAJAT: probability given to the other classes")
+    lam_mse: float | None = Field(20.0, ge=0, description="DKL: weight of the squared logit differences")
+    temperature: float | None = Field(4.0, gt=0, description="DKL: softens the class means that weigh them")
+    attack_mse: bool | None = Field(False, description="DKL: the attack raises the squared differences too")
+    awp: float | None = Field(None, gt=0, description="size of the adversarial weight perturbation; None: without")
+    awp_from: int | None = Field(1, ge=1, description="first epoch with it, counted from 1")
+    averaging: Literal["step", "epoch"] | None = Field(None, description="evaluate an average of the weights")
+    averaging_decay: float | None = Field(None, ge=0, lt=1, description="average = decay * average + rest * weights")
+    averaging_from: int | None = Field(1, ge=1, description="first epoch that is averaged, counted from 1")
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = Field(0, ge=0)
     # evaluation
@@ -102,8 +130,16 @@ class RunConfig(BaseModel):
     def _drop_unused(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        chosen = {name: values.get(name, cls.model_fields[name].default) for name in ("activation", "method")}
-        return {**values, **dict.fromkeys(_unused(**chosen))}
+        chosen = {name: values.get(name, cls.model_fields[name].default) for name in (*_USED_BY, *_NEEDED_BY)}
+        return {**values, **dict.fromkeys(_unused(chosen))}
+
+    @model_validator(mode="after")
+    def _complete(self) -> RunConfig:
+        needs = {"lr_drops": self.lr_schedule == "step", "averaging_decay": self.averaging is not None}
+        missing = [name for name, needed in needs.items() if needed and getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"{', '.join(missing)}: must be given with this lr_schedule or averaging")
+        return self
 
     @field_validator("epsilon", "attack_step_size", "epsilon_larger")
     @classmethod
@@ -119,10 +155,15 @@ class RunConfig(BaseModel):
         The hash covers the validated settings that are used and differ from their defaults, so a
         field added later (whose default means "as before") leaves every old id as it is.
         """
-        unused = _unused(self.activation, self.method)
+        unused = _unused(dict(self))
         doc = {"schema": SCHEMA, **self.model_dump(mode="json", exclude_defaults=True, exclude=unused)}
         text = json.dumps(doc, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def norm_sets(self) -> int:
+        """Sets of batch-norm statistics: AutoAugment views have their own."""
+        return 2 if self.auto_views else 1
 
     @property
     def label(self) -> str:
@@ -146,7 +187,11 @@ class RunConfig(BaseModel):
 
 
 class Block(BaseModel):
-    """One product of axes over a common base. ``curvature`` may be an axis in place of ``alpha``."""
+    """One product of axes over a common base.
+
+    ``curvature`` may be an axis in place of ``alpha``. ``recipe`` names a file of ``rctaf/recipes``, whose
+    settings are used where neither base nor axes give their own.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -157,6 +202,8 @@ class Block(BaseModel):
         rows = []
         for values in itertools.product(*self.axes.values()):
             row = {**self.base, **dict(zip(self.axes, values, strict=True))}
+            if "recipe" in row:
+                row = {**recipes.settings(row.pop("recipe")), **row}
             if "curvature" in row:
                 if "alpha" in row:
                     raise ValueError("give alpha or curvature, not both")

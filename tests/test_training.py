@@ -9,7 +9,7 @@ from torch import nn
 from rctaf.config import RunConfig
 from rctaf.data import load
 from rctaf.models import from_config
-from rctaf.training import Diverged, loop, schedules, train
+from rctaf.training import Diverged, Method, loop, schedules, train
 from rctaf.training.methods import Outcome
 
 
@@ -123,9 +123,7 @@ def test_checkpoints_that_do_not_fit_are_refused(digits, tmp_path):
 def test_every_image_is_used_once_per_epoch_in_parts_of_one_size(digits, monkeypatch):
     seen = []
 
-    class Spy:
-        views = ("base",)
-
+    class Spy(Method):
         def attack(self, model, x, y, budget, generator):
             seen.append(x)
             return x
@@ -133,9 +131,6 @@ def test_every_image_is_used_once_per_epoch_in_parts_of_one_size(digits, monkeyp
         def loss(self, model, views, y):
             logits = model(views[0].clean)
             return Outcome(nn.functional.cross_entropy(logits, y), logits, None)
-
-        def state_dict(self):
-            return {}
 
     monkeypatch.setattr(loop, "make_method", lambda config: Spy())
     run(config(method="standard", epochs=2, batch_size=150), digits)

@@ -113,4 +113,5 @@ def from_config(config: RunConfig, *, in_channels: int, n_classes: int) -> nn.Mo
             n_classes=n_classes,
             width=config.width,
             norm=config.norm,
+            norm_sets=config.norm_sets,
         )

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from rctaf.config import RunConfig
-from rctaf.data import Dataset, augment, to_float
+from rctaf.augmentation import augment, auto_augment
+from rctaf.data import Dataset, to_float
+from rctaf.models import select_norm
 from rctaf.training import schedules
-from rctaf.training.methods import Method, View, make_method
+from rctaf.training.methods import Outcome, View, make_method
+from rctaf.training.weights import WeightAverage, perturbed
 
 CHECKPOINT_EVERY = 30.0  # seconds
 Progress = Callable[[int, int, dict[str, float] | None], object]
@@ -35,7 +38,7 @@ def train(
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, list[float]]:
-    """Train a model in place, as ``config`` says.
+    """Train a model in place, as ``config`` says; it ends in evaluation mode, as the average where one is kept.
 
     The run is a function of the initial weights, the data and ``config``: repeated on the same device with the
     same number of threads, or resumed from its checkpoint, it ends in the same bits.
@@ -59,86 +62,154 @@ def train(
     torch.set_flush_denormal(True)  # large alpha makes denormals, which cost twice the time on a CPU
     # the convolutions' own layout: saves 17 % of a step on a CPU
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    device = dataset.train_x.device
-    method = make_method(config)
-    optimizer = make_optimizer(model, config)
-    generators = make_generators(config.seed, device)
-    state = _State(model, optimizer, method, generators, config)
-    history = state.load(checkpoint) if checkpoint is not None and checkpoint.exists() else {}
-    done = len(history.get("epoch", []))
+    run = _Run(model, dataset, config, progress or (lambda done, total, row: None))
+    if checkpoint is not None and checkpoint.exists():
+        run.load(checkpoint)
     saved = time.monotonic()
     with deterministic():
-        for epoch in range(done + 1, config.epochs + 1):
-            row = _epoch(model, dataset, config, method, optimizer, generators, epoch, progress)
-            for name, value in row.items():
-                history.setdefault(name, []).append(value)
-            if progress is not None:
-                steps = _steps(dataset, config)
-                progress(epoch * steps, config.epochs * steps, row)
+        for epoch in range(run.epochs_done + 1, config.epochs + 1):
+            run.epoch(epoch)
             if checkpoint is not None and (epoch == config.epochs or time.monotonic() - saved > CHECKPOINT_EVERY):
-                state.save(checkpoint, history)
+                run.save(checkpoint)
                 saved = time.monotonic()
+    if config.averaging is not None:
+        run.average.install()
     model.eval()
-    return history
+    return run.history
 
 
-def _steps(dataset: Dataset, config: RunConfig) -> int:
-    return math.ceil(len(dataset.train_x) / config.batch_size)
+class _Run:
+    """One training run between two epochs: everything that changes, hence everything a checkpoint holds."""
 
+    def __init__(self, model: nn.Module, dataset: Dataset, config: RunConfig, progress: Progress) -> None:
+        self.model, self.dataset, self.config, self.progress = model, dataset, config, progress
+        self.device = dataset.train_x.device
+        self.steps = math.ceil(len(dataset.train_x) / config.batch_size)
+        self.method = make_method(config)
+        self.optimizer = make_optimizer(model, config)
+        self.generators = make_generators(config.seed, self.device)
+        self.average = WeightAverage(model, config.averaging_decay or 0.0)
+        self.history: dict[str, list[float]] = {}
 
-def _epoch(
-    model: nn.Module,
-    dataset: Dataset,
-    config: RunConfig,
-    method: Method,
-    optimizer: torch.optim.Optimizer,
-    generators: dict[str, torch.Generator],
-    epoch: int,
-    progress: Progress | None,
-) -> dict[str, float]:
-    """One pass over the training images; returns the epoch's row of the history."""
-    started = time.perf_counter()
-    device, n = dataset.train_x.device, len(dataset.train_x)
-    lr, budget = schedules.learning_rate(config, epoch), schedules.budget(config, epoch)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    model.train()
-    losses: list[Tensor] = []
-    correct = {name: torch.zeros((), device=device) for name in ("train_accuracy", "train_robust_accuracy")}
-    steps = _steps(dataset, config)
-    order = torch.randperm(n, generator=generators["order"]).to(device)
-    # equal parts: a last batch of a few images would give batch norm statistics of a few images
-    for step, batch in enumerate(torch.tensor_split(order, steps)):
-        images, y = dataset.train_x[batch], dataset.train_y[batch]
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history.get("epoch", []))
+
+    def epoch(self, epoch: int) -> None:
+        """One pass over the training images, and its row of the history."""
+        started = time.perf_counter()
+        config, model, device = self.config, self.model, self.device
+        lr, budget = schedules.learning_rate(config, epoch), schedules.budget(config, epoch)
+        averaging = config.averaging if epoch >= (config.averaging_from or 1) else None
+        if epoch == config.averaging_from:
+            self.average.restart()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        model.train()
+        losses: list[Tensor] = []
+        correct: dict[str, Tensor] = {}
+        order = torch.randperm(len(self.dataset.train_x), generator=self.generators["order"]).to(device)
+        # equal parts: a last batch of a few images would give batch norm statistics of a few images
+        for step, batch in enumerate(torch.tensor_split(order, self.steps), 1):
+            y = self.dataset.train_y[batch]
+            outcome = self._step(self.dataset.train_x[batch], y, epoch, budget)
+            if averaging == "step":
+                self.average.update()
+            losses.append(outcome.loss.detach())
+            for name, logits in outcome.logits.items():
+                correct[name] = correct.get(name, 0) + (logits.detach().argmax(1) == y).sum()
+            self.progress((epoch - 1) * self.steps + step, config.epochs * self.steps, None)
+        if averaging == "epoch":
+            self.average.update()
+        self.method.end_epoch()
+        values = torch.stack(losses).tolist()  # the only synchronisation of the epoch
+        for step, value in enumerate(values, 1):
+            if not math.isfinite(value):
+                where = f"epoch {epoch}, step {step} of {self.steps}"
+                raise Diverged(f"the loss became {value} in {where} ({config.label})")
+        row = {"epoch": float(epoch), "loss": sum(values) / self.steps}
+        row |= {name: count.item() / len(order) for name, count in correct.items()}
+        row.setdefault("train_accuracy", row.get("train_robust_accuracy", 0.0))
+        row |= {"lr": lr, "epsilon": budget.epsilon if budget.steps else 0.0}
+        row["seconds"] = time.perf_counter() - started
+        for name, value in row.items():
+            self.history.setdefault(name, []).append(value)
+        self.progress(epoch * self.steps, config.epochs * self.steps, row)
+
+    def _step(self, images: Tensor, y: Tensor, epoch: int, budget: schedules.Budget) -> Outcome:
+        """Views, attack, loss, update."""
+        config, model, method = self.config, self.model, self.method
         views = []
-        for _ in method.views:
-            x = to_float(augment(images, config.augment, generators["augment"]))
-            x = x.contiguous(memory_format=torch.channels_last)
-            with _precision(config, device):
-                views.append(View(x, method.attack(model, x, y, budget, generators["attack"])))
-        with _precision(config, device):
-            outcome = method.loss(model, views, y)
-        optimizer.zero_grad()
-        outcome.loss.backward()
-        optimizer.step()
-        losses.append(outcome.loss.detach())
-        for name, logits in zip(correct, (outcome.clean_logits, outcome.attacked_logits), strict=True):
-            if logits is not None:
-                correct[name] += (logits.detach().argmax(1) == y).sum()
-        if progress is not None:
-            progress((epoch - 1) * steps + step + 1, config.epochs * steps, None)
-    values = torch.stack(losses).tolist()  # the only synchronisation of the epoch
-    for step, value in enumerate(values, 1):
-        if not math.isfinite(value):
-            raise Diverged(f"the loss became {value} in epoch {epoch}, step {step} of {steps} ({config.label})")
-    row = {"epoch": float(epoch), "loss": sum(values) / steps}
-    if outcome.clean_logits is None:
-        correct["train_accuracy"] = correct["train_robust_accuracy"]
-    if outcome.attacked_logits is None:
-        del correct["train_robust_accuracy"]
-    row |= {name: count.item() / n for name, count in correct.items()}
-    row |= {"lr": lr, "epsilon": budget.epsilon if budget.steps else 0.0}
-    return row | {"seconds": time.perf_counter() - started}
+        for kind in method.views:
+            x, norm_set = self._view(images, kind), int(kind == "auto")
+            select_norm(model, norm_set)
+            with self._precision():
+                attacked = method.attack(model, x, y, budget, self.generators["attack"])
+            views.append(View(x, attacked, norm_set))
+        select_norm(model, 0)
+
+        def ascent_loss() -> Tensor:
+            with self._precision():
+                return method.ascent_loss(model, views, y)
+
+        perturbs = config.awp is not None and epoch >= (config.awp_from or 1)
+        with perturbed(model, ascent_loss, config.awp or 0.0) if perturbs else nullcontext():
+            with self._precision():
+                outcome = method.loss(model, views, y)
+            self.optimizer.zero_grad()
+            outcome.loss.backward()
+            self.optimizer.step()
+        method.observe(outcome, y)
+        return outcome
+
+    def _view(self, images: Tensor, kind: str) -> Tensor:
+        """A batch as the network sees it: float32 in [0, 1], channels last."""
+        if kind == "auto":
+            images = auto_augment(images, self.generators["order"])
+        x = to_float(augment(images, self.config.augment, self.generators["augment"]))
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _precision(self) -> torch.autocast:
+        """bf16 arithmetic with fp32 weights where asked for. A fresh context per use: autocast caches the cast
+        weights until it ends, and those cast for the attack carry no gradient."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"model": self.model, "optimizer": self.optimizer, "method": self.method}
+        return parts | ({"average": self.average} if self.config.averaging is not None else {})
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint whole or not at all."""
+        content = {
+            "config": self.config.model_dump(mode="json"),
+            "history": self.history,
+            "generators": {name: g.get_state() for name, g in self.generators.items()},
+            **{name: part.state_dict() for name, part in self._parts().items()},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(partial, "wb") as handle:
+            torch.save(content, handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+
+    def load(self, path: Path) -> None:
+        """Go back to where the checkpoint was written."""
+        try:
+            content = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # whatever is wrong inside the file, the remedy is the same
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path}: not a readable checkpoint ({reason}); delete it to start again") from None
+        wanted = self.config.model_dump(mode="json")
+        different = sorted(k for k in wanted if content["config"].get(k) != wanted[k])
+        if different:
+            raise ValueError(f"{path}: written with another {', '.join(different)}; delete it to start again")
+        for name, part in self._parts().items():
+            part.load_state_dict(content[name])
+        for name, generator in self.generators.items():
+            generator.set_state(content["generators"][name].cpu())
+        self.history = content["history"]
 
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
@@ -165,12 +236,6 @@ def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generato
     }
 
 
-def _precision(config: RunConfig, device: torch.device) -> torch.autocast:
-    """bf16 arithmetic with fp32 weights where asked for. A fresh context per use: autocast caches the cast weights
-    until it ends, and those cast for the attack carry no gradient."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-
-
 @contextmanager
 def deterministic() -> Iterator[None]:
     """Deterministic algorithms inside, the former setting after."""
@@ -184,52 +249,3 @@ def deterministic() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         debugging.fill_uninitialized_memory = fill
-
-
-class _State:
-    """Everything a run needs to go on: weights, optimiser, method, generators, and the history so far."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        method: Method,
-        generators: dict[str, torch.Generator],
-        config: RunConfig,
-    ) -> None:
-        self._parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "method": method}
-        self._generators = generators
-        self._config = config.model_dump(mode="json")
-
-    def save(self, path: Path, history: dict[str, list[float]]) -> None:
-        """Write the checkpoint whole or not at all."""
-        content = {
-            "config": self._config,
-            "history": history,
-            "generators": {name: g.get_state() for name, g in self._generators.items()},
-            **{name: part.state_dict() for name, part in self._parts.items()},
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(partial, "wb") as handle:
-            torch.save(content, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-
-    def load(self, path: Path) -> dict[str, list[float]]:
-        """Go back to where the checkpoint was written; returns the history up to there."""
-        device = next(self._parts["model"].parameters()).device
-        try:
-            content = torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:  # whatever is wrong inside the file, the remedy is the same
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{path}: not a readable checkpoint ({reason}); delete it to start again") from None
-        different = {k for k, v in self._config.items() if content["config"].get(k, v) != v}
-        if different:
-            raise ValueError(f"{path}: written with another {', '.join(sorted(different))}; delete it to start again")
-        for name, part in self._parts.items():
-            part.load_state_dict(content[name])
-        for name, generator in self._generators.items():
-            generator.set_state(content["generators"][name].cpu())
-        return content["history"]

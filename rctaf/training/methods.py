@@ -37,11 +37,17 @@ class Outcome:
     clean_logits: Tensor | None
     attacked_logits: Tensor | None
 
+    @property
+    def logits(self) -> dict[str, Tensor]:
+        """The logits there are, by the history's name for their accuracy."""
+        both = {"train_accuracy": self.clean_logits, "train_robust_accuracy": self.attacked_logits}
+        return {name: logits for name, logits in both.items() if logits is not None}
+
 
 class Method:
     """What :func:`rctaf.training.train` needs to know. This base class attacks nothing and keeps no state."""
 
-    views: tuple[str, ...] = ("base",)
+    views: tuple[str, ...] = ("base",)  # "base": crop and flip as configured; "auto": AutoAugment before that
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, generator: torch.Generator) -> Tensor:
         """The attacked copy of ``x``; the model's mode is the same afterwards."""
@@ -51,8 +57,18 @@ class Method:
         """The loss of one step, batch mean; the model is in training mode."""
         raise NotImplementedError
 
+    def ascent_loss(self, model: nn.Module, views: Sequence[View], y: Tensor) -> Tensor:
+        """What an adversarial weight perturbation ascends: the loss on the base view."""
+        return self.loss(model, views[:1], y).loss
+
+    def observe(self, outcome: Outcome, y: Tensor) -> None:
+        """Called once after every step."""
+
+    def end_epoch(self) -> None:
+        """Called once after every epoch."""
+
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold to resume."""
+        """What a checkpoint at the end of an epoch must hold to resume."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -111,17 +127,151 @@ class Trades(Method):
         return Outcome(loss, natural, attacked)
 
 
+class Mart(Method):
+    """BCE(f(x'), y) + lam KL(f(x) || f(x')) (1 - p_y) (Wang et al. 2020), p and p' the softmax of f(x) and f(x').
+
+    BCE = -log p'_y - log(1 - max_{k != y} p'_k); nothing is held fixed. The small constants are the original's.
+    """
+
+    def __init__(self, lam: float) -> None:
+        self.lam = lam
+
+    def attack(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, generator: torch.Generator) -> Tensor:
+        return pgd(model, x, cross_entropy(y), **vars(budget), start="gaussian", generator=generator)
+
+    def loss(self, model: nn.Module, views: Sequence[View], y: Tensor) -> Outcome:
+        natural, attacked = model(views[0].clean), model(views[0].attacked)
+        p, q = natural.softmax(1), attacked.softmax(1)
+        label = y[:, None]
+        runner_up = q.scatter(1, label, -1.0).amax(1)
+        boosted = F.cross_entropy(attacked, y) - (1.0001 - runner_up + 1e-12).log().mean()
+        divergence = (p * (natural.log_softmax(1) - (q + 1e-12).log())).sum(1)
+        misclassified = 1.0000001 - p.gather(1, label)[:, 0]
+        return Outcome(boosted + self.lam * (divergence * misclassified).mean(), natural, attacked)
+
+
+class Dajat(Method):
+    """Mean over views of CE(f(x_v), y) + lam KL(f(x_v) || f(x'_v)), plus lam_jsd times the views' divergence
+    (Addepalli et al. 2022).
+
+    The divergence is the mean over views of KL(p_v || mean of all p), p_v the softmax of f(x_v): clean images
+    only. The base view and the AutoAugment views each use their own set of batch norms, in attack and loss.
+
+    Args:
+        auto_views: number of AutoAugment views beside the base; without any this is ACAT.
+        label_smoothing: probability shared by the wrong labels in CE; the weight perturbation goes without.
+    """
+
+    def __init__(self, lam: float, lam_jsd: float, auto_views: int, label_smoothing: float) -> None:
+        self.lam, self.lam_jsd, self.label_smoothing = lam, lam_jsd, label_smoothing
+        self.views = ("base",) + ("auto",) * auto_views
+
+    attack = Trades.attack
+
+    def loss(self, model: nn.Module, views: Sequence[View], y: Tensor) -> Outcome:
+        return self._loss(model, views, y, self.label_smoothing)
+
+    def ascent_loss(self, model: nn.Module, views: Sequence[View], y: Tensor) -> Tensor:
+        return self._loss(model, views[:1], y, 0.0).loss
+
+    def _loss(self, model: nn.Module, views: Sequence[View], y: Tensor, smoothing: float) -> Outcome:
+        losses, natural, attacked = [], [], []
+        for view in views:
+            select_norm(model, view.norm_set)
+            natural.append(model(view.clean))
+            attacked.append(model(view.attacked))
+            # torch spreads its smoothing over all K classes, the original over the K - 1 wrong ones
+            k = natural[-1].shape[1]
+            ce = F.cross_entropy(natural[-1], y, label_smoothing=smoothing * k / (k - 1))
+            losses.append(ce + self.lam * kl(natural[-1], attacked[-1]))
+        select_norm(model, 0)
+        p = torch.stack([logits.softmax(1) for logits in natural])
+        mixture = p.mean(0).clamp(1e-7, 1).log()
+        jsd = torch.stack([F.kl_div(mixture, p_v, reduction="batchmean") for p_v in p]).mean()
+        return Outcome(torch.stack(losses).mean() + self.lam_jsd * jsd, natural[0], attacked[0])
+
+
+class Dkl(Method):
+    """CE(f(x), y) + lam CE(stop(softmax f(x)), f(x')) + lam_mse/4 sum_jk w_j w_k (d_j - d_k)^2, d = f(x) - f(x')
+    (Cui et al. 2024, improved KL).
+
+    w is the row of the image's label in a table of class means: softmax(f(x) / T) averaged over the images of each
+    class in the previous epoch, uniform in the first. As w sums to one, the double sum is 2 Var_w(d), which
+    takes K operations instead of K^2. Only the probabilities marked "stop" are held fixed.
+
+    Args:
+        temperature: T.
+        attack_mse: the attack ascends CE + sum/4 (CIFAR-100) instead of CE alone.
+    """
+
+    def __init__(self, lam: float, lam_mse: float, temperature: float, attack_mse: bool) -> None:
+        self.lam, self.lam_mse, self.temperature, self.attack_mse = lam, lam_mse, temperature, attack_mse
+        self._means: Tensor | None = None  # [K, K]; row y: the weights of the images of class y
+        self._sums: Tensor | None = None  # of this epoch
+
+    def _weights(self, logits: Tensor, y: Tensor) -> Tensor:
+        if self._means is None:
+            return torch.full_like(logits, 1 / logits.shape[1])
+        return self._means[y]
+
+    def _squared_differences(self, natural: Tensor, attacked: Tensor, weights: Tensor) -> Tensor:
+        """1/4 sum_jk w_j w_k (d_j - d_k)^2 = Var_w(d) / 2, per image [N]."""
+        d = natural.float() - attacked.float()
+        centred = d - (weights * d).sum(1, keepdim=True)
+        return (weights * centred**2).sum(1) / 2
+
+    def attack(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, generator: torch.Generator) -> Tensor:
+        with evaluating(model):
+            with torch.no_grad():
+                natural = model(x)
+            objective = soft = divergence_from(natural)
+            if self.attack_mse:
+                weights = self._weights(natural, y)
+
+                def objective(logits: Tensor) -> Tensor:
+                    return soft(logits) + self._squared_differences(natural, logits, weights).sum()
+
+            return pgd(model, x, objective, **vars(budget), start="gaussian", generator=generator)
+
+    def loss(self, model: nn.Module, views: Sequence[View], y: Tensor) -> Outcome:
+        attacked, natural = model(views[0].attacked), model(views[0].clean)  # the original's order, for batch norm
+        soft = F.cross_entropy(attacked, natural.detach().softmax(1))
+        squared = self._squared_differences(natural, attacked, self._weights(natural, y)).mean()
+        return Outcome(F.cross_entropy(natural, y) + self.lam * soft + self.lam_mse * squared, natural, attacked)
+
+    def observe(self, outcome: Outcome, y: Tensor) -> None:
+        assert outcome.clean_logits is not None
+        p = (outcome.clean_logits.detach().float() / self.temperature).softmax(1)
+        sums = F.one_hot(y, p.shape[1]).to(p.dtype).T @ p
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def end_epoch(self) -> None:
+        assert self._sums is not None
+        count = self._sums.sum(1, keepdim=True)  # each image adds 1 to the row of its class
+        before = self._means if self._means is not None else torch.full_like(self._sums, 1 / len(self._sums))
+        self._means = torch.where(count > 0, self._sums / count.clamp(min=1e-20), before)
+        self._sums = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": self._means}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._means = state["means"]
+
+
 def make_method(config: RunConfig) -> Method:
     """The method that a configuration names."""
+    c: Any = config  # RunConfig drops a setting only where it is unused: none of these is None
     match config.method:
         case "standard":
             return Standard()
         case "pgd":
             return PGD()
         case "trades":
-            assert config.lam is not None  # RunConfig drops it only where it is unused
-            return Trades(config.lam)
-    raise ValueError(f"unknown method {config.method!r}")
-
-
-__all__ = ["Method", "Outcome", "View", "kl", "make_method", "select_norm"]
+            return Trades(c.lam)
+        case "mart":
+            return Mart(c.lam)
+        case "dajat":
+            return Dajat(c.lam, c.lam_jsd, c.auto_views, c.label_smoothing)
+        case "dkl":
+            return Dkl(c.lam, c.lam_mse, c.temperature, c.attack_mse)
