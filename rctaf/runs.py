@@ -384,7 +384,8 @@ def compare(old: Record, new: Record, siblings: list[Record]) -> list[tuple[str,
     """Every measured value of two records of one experiment: (name, old, new, tolerance, verdict).
 
     Durations are left out. What differs by more than :data:`ROUNDING` and has no known scatter (a number
-    measured for one seed only), and text (the version of an attack), is ``not judged``: shown, no more.
+    measured for one seed only), text (the version of an attack), and what
+    only the newer code measures, is ``not judged``: shown, no more.
     """
     before, after = (dict(_leaves({"metrics": r.metrics, "history": r.history})) for r in (old, new))
     others = [dict(_leaves({"metrics": r.metrics, "history": r.history})) for r in siblings]
@@ -401,7 +402,7 @@ def compare(old: Record, new: Record, siblings: list[Record]) -> list[tuple[str,
                 verdict = "within tolerance"
             elif allowed is None:
                 verdict = "not judged"
-        elif type(a) is type(b):
+        elif type(a) is type(b) or name not in before:
             verdict = "not judged"
         rows.append((name, a, b, allowed, verdict))
     return rows

@@ -276,4 +276,6 @@ def test_comparison_of_two_records(cell):
     assert verdicts(measured(0.8, 2.4), siblings)["metrics.hessian"] == (pytest.approx(spread), "different")
     assert verdicts(measured(0.6, 2.0))["metrics.clean_accuracy"][1] == "different"
     assert verdicts(measured(None, 2.0))["metrics.clean_accuracy"][1] == "different"
-    assert verdicts(measured(0.8, 2.0, extra=1))["metrics.extra"][1] == "different"
+    assert verdicts(measured(0.8, 2.0, extra=1))["metrics.extra"][1] == "not judged"  # the code has learnt it since
+    lost = {name: verdict for name, *_, verdict in runs.compare(measured(0.8, 2.0, extra=1), old, [])}
+    assert lost["metrics.extra"] == "different"
