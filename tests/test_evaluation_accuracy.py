@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rctaf.evaluation import accuracy, pgd_accuracy
+from rctaf.evaluation import accuracy, mean_loss, pgd_accuracy
 
 
 @pytest.fixture
@@ -30,6 +30,10 @@ def test_counts_are_those_of_a_plain_loop_in_eval_mode_for_every_batch_size(mode
     model.eval()
     expected = sum(int(model(x[i : i + 1]).argmax()) == int(y[i]) for i in range(len(x)))
     assert counts == {(expected, 40)}
+    losses = [-model(x[i : i + 1]).log_softmax(1)[0, y[i]].item() for i in range(len(x))]
+    for size in (7, 100):
+        # float32 sums of 40 terms of order 1
+        assert mean_loss(model, x, y, batch_size=size) == pytest.approx(sum(losses) / 40, rel=1e-6)
 
 
 def test_unequal_numbers_are_refused(model, images):
@@ -38,6 +42,8 @@ def test_unequal_numbers_are_refused(model, images):
         accuracy(model, x, y[:-1])
     with pytest.raises(ValueError, match="40 images and 39 labels"):
         pgd_accuracy(model, x, y[:-1], 0.1)
+    with pytest.raises(ValueError, match="40 images and 39 labels"):
+        mean_loss(model, x, y[:-1])
 
 
 def test_pgd_on_a_linear_model_finds_exactly_the_images_that_can_be_fooled(images):

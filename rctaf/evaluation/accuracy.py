@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -39,6 +40,16 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> t
         parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
         correct = sum((model(a).argmax(1) == b).sum() for a, b in parts)  # on the device until the end
     return int(correct), len(x)
+
+
+def mean_loss(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> float:
+    """Mean cross-entropy over the images, in eval mode. Shapes and errors as in :func:`accuracy`."""
+    if len(x) == 0 or len(x) != len(y):
+        raise ValueError(f"{len(x)} images and {len(y)} labels: expected as many of each, at least one")
+    with eval_mode(model), torch.no_grad():
+        parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+        total = sum(F.cross_entropy(model(a), b, reduction="sum").double() for a, b in parts)
+    return float(total) / len(x)
 
 
 def pgd_accuracy(

@@ -1,0 +1,151 @@
+"""How curved an activation is over the range that it really sees.
+
+max|σ''| has the unit 1/(pre-activation). Since σ_{α,β}(z) = σ_{1,β}(αz)/α, the sharpness α can be traded
+against the scale of what comes in: (α, z) → (α/k, kz) multiplies the output by k, which the next linear map
+can undo. So the function of a network does not determine α. Two dimensionless numbers it does determine, per
+layer, with z the pre-activation:
+
+    κ = α · std(z)                 how many bends wide the used stretch of the activation is (RCT-AF only);
+    max|σ''| · std(z)              the same in curvature: 2^(β-2) κ for RCT-AF up to order 4, and defined for
+                                   every activation whose second derivative is bounded.
+
+Where a batch norm stands directly before the activation, α · |gain| is the part of κ of one channel. All three
+are unchanged under (α, gain, bias) → (α/k, k·gain, k·bias).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rctaf.activations import RCTAF, curvature
+from rctaf.evaluation.accuracy import eval_mode
+
+_BASELINES = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus)
+
+
+@dataclass(frozen=True)
+class LayerCurvature:
+    """One activation layer.
+
+    Attributes:
+        name: of the module in the model; calls of one module in several places are pooled.
+        std: standard deviation of the pre-activations over images, channels and positions.
+        curvature: max|σ''| of the activation; None where σ' jumps (ReLU, Leaky ReLU, SELU).
+        kappa: α · std; None for other activations than RCT-AF.
+        curvature_std: curvature · std; None where there is no curvature.
+        gain_kappa: α · |gain| of each channel of the batch norm directly before; None where there is none.
+    """
+
+    name: str
+    std: float
+    curvature: float | None
+    kappa: float | None
+    curvature_std: float | None
+    gain_kappa: list[float] | None
+
+    def record(self) -> dict[str, Any]:
+        """The layer as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass
+class _Sums:
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    norm: nn.Module | None = None
+
+    def std(self) -> float:
+        mean = self.total / self.count
+        return math.sqrt(max(0.0, self.squares / self.count - mean * mean))
+
+
+def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> list[LayerCurvature]:
+    """Measure every activation layer of a model on images, in eval mode, in the order in which they are used.
+
+    Args:
+        model: holds its activations as modules (RCT-AF or the named baselines).
+        x: images [N, ...].
+        batch_size: images per forward pass.
+
+    Raises:
+        ValueError: no images, or no activation was met.
+    """
+    if len(x) == 0:
+        raise ValueError("no images given, expected at least one")
+    names = {module: name for name, module in model.named_modules()}
+    sums: dict[nn.Module, _Sums] = {}
+    last_norm: tuple[Tensor, nn.Module] | None = (
+        None  # a batch norm is "directly before" if its output is what comes in
+    )
+
+    def after_norm(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        nonlocal last_norm
+        last_norm = (output, module)
+
+    def before_activation(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        z = inputs[0]
+        entry = sums.setdefault(module, _Sums())
+        wide = z.detach().double()
+        entry.count += wide.numel()
+        entry.total += wide.sum().item()
+        entry.squares += wide.square().sum().item()
+        entry.norm = last_norm[1] if last_norm is not None and last_norm[0] is z else None
+
+    hooks = []
+    for module in names:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            hooks.append(module.register_forward_hook(after_norm))
+        elif isinstance(module, (RCTAF, *_BASELINES)):
+            hooks.append(module.register_forward_pre_hook(before_activation))
+    try:
+        with eval_mode(model), torch.no_grad():
+            for part in x.split(batch_size):
+                model(part)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not sums:
+        raise ValueError("the model used no activation module (RCTAF or a named baseline)")
+    return [_layer(names[module], module, entry) for module, entry in sums.items()]
+
+
+def _layer(name: str, module: nn.Module, entry: _Sums) -> LayerCurvature:
+    std, alpha = entry.std(), module.alpha if isinstance(module, RCTAF) else None
+    bound = curvature(module.alpha, module.beta) if isinstance(module, RCTAF) else _baseline_curvature(module)
+    gain = getattr(entry.norm, "weight", None)
+    return LayerCurvature(
+        name=name,
+        std=std,
+        curvature=bound,
+        kappa=None if alpha is None else alpha * std,
+        curvature_std=None if bound is None else bound * std,
+        gain_kappa=None if alpha is None or gain is None else (alpha * gain.detach().double().abs()).tolist(),
+    )
+
+
+def _baseline_curvature(module: nn.Module) -> float | None:
+    """max|σ''| of a named baseline in float64; None where σ' jumps at 0, the only place where one of them does."""
+
+    def derivatives(points: Tensor) -> tuple[Tensor, Tensor]:
+        z = points.clone().requires_grad_()
+        (first,) = torch.autograd.grad(copy.deepcopy(module)(z).sum(), z, create_graph=True)
+        second = torch.autograd.grad(first.sum(), z)[0] if first.requires_grad else torch.zeros_like(z)
+        return first.detach(), second
+
+    with torch.enable_grad():
+        sides = torch.tensor([-1e-12, 1e-12], dtype=torch.float64)
+        slopes, ends = derivatives(sides)
+        if abs(slopes.diff().item()) > 1e-6:
+            return None
+        # coarse, then around the largest: an error of (1e-7)² times the fourth derivative
+        points = torch.linspace(-20, 20, 40001, dtype=torch.float64)
+        peak = points[derivatives(points)[1].abs().argmax()]
+        fine = derivatives(peak + torch.linspace(-1e-3, 1e-3, 20001, dtype=torch.float64))[1]
+        return max(fine.abs().max().item(), ends.abs().max().item())

@@ -1,0 +1,140 @@
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rctaf.activations import RCTAF, make_activation
+from rctaf.evaluation import effective_curvature
+from rctaf.models import make_model
+
+
+class Net(nn.Module):
+    """Batch norm directly before the first activation, a sum before the second."""
+
+    def __init__(self, first: nn.Module, second: nn.Module):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), first
+        self.mix, self.act2, self.head = nn.Conv2d(3, 3, 1), second, nn.Linear(3, 4)
+
+    def parts(self, x):
+        z = self.norm(self.conv(x))
+        h = self.act(z)
+        z2 = h + self.mix(h)
+        return z, z2, self.head(self.act2(z2).mean((2, 3)))
+
+    def forward(self, x):
+        return self.parts(x)[-1]
+
+
+def network(first: nn.Module, second: nn.Module) -> Net:
+    torch.manual_seed(0)
+    net = Net(first, second).double().eval()
+    net.norm.weight.data = torch.tensor([0.5, -2.0, 1.0]).double()
+    net.norm.bias.data = torch.tensor([0.3, 0.0, -1.0]).double()
+    net.norm.running_var.uniform_(0.1, 1)
+    return net
+
+
+@pytest.fixture
+def images():
+    return torch.rand(30, 1, 5, 5, generator=torch.Generator().manual_seed(0)).double()
+
+
+def test_definitions(images):
+    net = network(RCTAF(14.0, 1), RCTAF(4.0, 2)).train()
+    first, second = effective_curvature(net, images, batch_size=7)
+    assert net.training
+    with torch.no_grad():
+        z, z2, _ = net.eval().parts(images)
+    assert (first.name, second.name) == ("act", "act2")
+    for layer, pre, alpha, bound in ((first, z, 14, 7), (second, z2, 4, 4)):
+        std = pre.std(correction=0).item()
+        assert layer.std == pytest.approx(std, rel=1e-12)
+        assert layer.kappa == pytest.approx(alpha * std, rel=1e-12)
+        assert layer.curvature == pytest.approx(bound, rel=1e-12)
+        assert layer.curvature_std == pytest.approx(bound * std, rel=1e-12)
+    assert first.gain_kappa == pytest.approx([7, 28, 14])
+    assert second.gain_kappa is None
+    json.dumps([layer.record() for layer in (first, second)], allow_nan=False)
+
+
+@pytest.mark.parametrize("beta", [0, 1, 2, 5])
+@pytest.mark.parametrize("k", [0.1, 3.0, 10.0])
+def test_unchanged_when_sharpness_is_traded_for_gain(images, beta, k):
+    # (α, gain, bias) -> (α/k, k gain, k bias); the next linear maps divide by k
+    net = network(RCTAF(20.0, beta), RCTAF(5.0, beta))
+    before, logits = effective_curvature(net, images), net(images).detach()
+    twin = network(RCTAF(20.0 / k, beta), RCTAF(5.0 / k, beta))
+    twin.load_state_dict(net.state_dict())
+    twin.norm.weight.data *= k
+    twin.norm.bias.data *= k
+    twin.mix.bias.data *= k
+    twin.head.weight.data /= k
+    after = effective_curvature(twin, images)
+    torch.testing.assert_close(twin(images).detach(), logits, rtol=1e-10, atol=1e-12)
+    for one, other in zip(before, after, strict=True):
+        assert other.kappa == pytest.approx(one.kappa, rel=1e-10)
+        assert other.curvature_std == pytest.approx(one.curvature_std, rel=1e-10)
+        assert other.gain_kappa == (None if one.gain_kappa is None else pytest.approx(one.gain_kappa, rel=1e-10))
+        assert other.curvature == pytest.approx(one.curvature / k, rel=1e-10)  # the naked curvature does change
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("swish", 0.5),
+        ("softplus", 0.25),
+        ("gelu", math.sqrt(2 / math.pi)),
+        ("elu", 1.0),
+        ("mish", None),
+        ("relu", None),
+        ("leaky_relu", None),
+        ("selu", None),
+    ],
+)
+def test_baselines(images, name, expected):
+    (layer, _) = effective_curvature(network(make_activation(name), make_activation(name)), images)
+    assert layer.kappa is None
+    assert layer.gain_kappa is None
+    assert layer.std > 0
+    if name == "mish":
+        import mpmath
+
+        with mpmath.workdps(30):
+            second = lambda x: mpmath.diff(lambda t: t * mpmath.tanh(mpmath.log(1 + mpmath.exp(t))), x, 2)  # noqa: E731
+            at = mpmath.findroot(lambda x: mpmath.diff(second, x), -0.1)
+            expected = float(second(at))
+    if expected is None:
+        assert layer.curvature is None
+        assert layer.curvature_std is None
+    else:
+        # 1e-10 where the maximum is smooth; ELU reaches its 1 only from one side
+        assert layer.curvature == pytest.approx(expected, rel=1e-10)
+        assert layer.curvature_std == pytest.approx(expected * layer.std, rel=1e-10)
+
+
+@pytest.mark.parametrize("network_name", ["resnet_small", "preact_resnet18"])
+def test_every_activation_of_our_networks_is_met_once(network_name):
+    torch.manual_seed(0)
+    width = {} if network_name == "resnet_small" else {"width": 4}
+    net = make_model(network_name, activation=lambda: RCTAF(14.0, 1), in_channels=1, n_classes=10, **width)
+    layers = effective_curvature(net, torch.rand(8, 1, 8, 8))
+    modules = [name for name, module in net.named_modules() if isinstance(module, RCTAF)]
+    assert sorted(layer.name for layer in layers) == sorted(modules)
+    assert sum(layer.gain_kappa is not None for layer in layers) >= len(layers) // 2
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_nothing_to_measure_is_said(images):
+    with pytest.raises(ValueError, match="no images"):
+        effective_curvature(network(nn.SiLU(), nn.SiLU()), images[:0])
+
+    class Called(nn.Module):
+        def forward(self, x):
+            return F.relu(x)
+
+    with pytest.raises(ValueError, match="no activation module"):
+        effective_curvature(Called(), images)
