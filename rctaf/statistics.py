@@ -1,0 +1,434 @@
+"""The statistics behind the verdicts of this book.
+
+The design is a grid of fixed curvatures and orders, repeated over seeds. Seeds are the replicates: the runs of
+one seed share their initial weights and their order of images, so they are compared *within* a seed, and whole
+seeds are resampled, never single runs. Intervals therefore speak about other seeds of the same experiment; they say
+nothing about other data sets, networks or curvatures outside the grid.
+
+Frames are tidy, one row per run, with the columns ``curvature``, ``seed``, ``beta`` (where orders are compared) and
+the measured quantities, as :func:`rctaf.records.table` gives them. Every function refuses incomplete grids rather than
+average over different seeds in different cells.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats
+from scipy.interpolate import CubicSpline
+
+Array = npt.NDArray[np.float64]
+_RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval from n replicates; the ends are NaN where n = 1 leaves them unknown."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_interval(values: Sequence[float] | Array) -> Estimate:
+    """Mean and 95 % interval over seeds, m ± t_{0.975, n-1} s / √n.
+
+    Raises:
+        ValueError: no values, or one that is not finite.
+
+    >>> mean_interval([50.32, 50.56, 50.59])
+    Estimate(value=50.49, low=50.123..., high=50.856..., n=3)
+    """
+    x = _finite(values)
+    if len(x) == 1:
+        return Estimate(float(x[0]), math.nan, math.nan, 1)
+    reach = float(stats.t.ppf(0.975, len(x) - 1)) * x.std(ddof=1) / math.sqrt(len(x))
+    return Estimate(round(float(x.mean()), 12), float(x.mean() - reach), float(x.mean() + reach), len(x))
+
+
+def cell_means(frame: pd.DataFrame, value: str, by: Sequence[str] = ("beta", "curvature")) -> pd.DataFrame:
+    """:func:`mean_interval` of every cell: the columns of ``by``, then ``value``, ``low``, ``high``, ``n``."""
+    rows = []
+    for key, part in frame.groupby(list(by), sort=True):
+        rows.append(dict(zip(by, key, strict=True)) | vars(mean_interval(part[value].to_numpy(float))))
+    return pd.DataFrame(rows)
+
+
+# --- where is the best curvature? ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """Where a smooth curve through the seed means is largest (or smallest).
+
+    Attributes:
+        curvature: position of the optimum of the curve, with its 95 % interval; n is the number of seeds.
+        value: the curve there.
+        edge: share of the resamples whose optimum is the smallest or the largest curvature of the grid.
+        identified: False when more than 2.5 % of the resamples lie on an edge (the optimum may be outside the grid),
+            or when the interval covers more than half of the grid on the log axis (a plateau).
+        misfit: the largest distance of a seed mean from the curve in standard errors of that mean.
+        grid, curve: the curve itself, for drawing.
+    """
+
+    curvature: Estimate
+    value: float
+    edge: float
+    identified: bool
+    misfit: float
+    grid: Array
+    curve: Array
+
+
+def optimum(
+    frame: pd.DataFrame, value: str, *, kind: Literal["max", "min"] = "max", knots: int = 5, seed: int = 0
+) -> Optimum:
+    """The curvature at which ``value`` is best, with a bootstrap interval over seeds.
+
+    The curve is a natural cubic spline in log curvature, fitted by least squares to the seed means; its ``knots`` stand
+    at evenly spaced quantiles of the curvatures tested. It is a linear map of the means, so a resample of the
+    seeds costs one matrix product. The interval holds the central positions of the resamples' optima, between
+    the quantiles Φ(±t_{0.975, n-1} √(n / (n-1))): the percentile interval widened for few seeds (Hesterberg 2015,
+    arXiv 1411.5279, "expanded percentile"). With three seeds this is close to the whole range of the resamples.
+
+    Args:
+        frame: one order (and one method, network, ...): a row per curvature and seed.
+        value: the column to optimise.
+        kind: ``max`` or ``min``.
+        knots: flexibility of the curve, at most the number of curvatures.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: an incomplete grid, fewer than 3 seeds, or fewer curvatures than ``knots``.
+    """
+    table = _grid(frame, value, ["curvature"])
+    log_c = np.log(np.array([key[0] for key in table.index], float))
+    if len(log_c) < knots or table.shape[1] < 3:
+        raise ValueError(f"{len(log_c)} curvatures and {table.shape[1]} seeds: expected at least {knots} and 3")
+    sign = 1.0 if kind == "max" else -1.0
+    y = sign * table.to_numpy(float)  # [curvatures, seeds]
+    basis = CubicSpline(np.quantile(log_c, np.linspace(0, 1, knots)), np.eye(knots), bc_type="natural")
+    fine = np.linspace(log_c[0], log_c[-1], 1001)
+    smoother = basis(fine) @ np.linalg.pinv(basis(log_c))  # means at the tested curvatures -> the curve
+
+    means = y.mean(1)
+    curve = smoother @ means
+    draws = _resamples(y.shape[1], seed)
+    best = (smoother @ (y @ draws.T)).argmax(0)
+    low, high = np.quantile(fine[best], _tails(y.shape[1]))
+    edge = float(np.mean((best == 0) | (best == len(fine) - 1)))
+    error = y.std(1, ddof=1) / math.sqrt(y.shape[1])
+    distance = np.abs(basis(log_c) @ np.linalg.pinv(basis(log_c)) @ means - means)
+    return Optimum(
+        curvature=Estimate(
+            float(np.exp(fine[curve.argmax()])), float(np.exp(low)), float(np.exp(high)), table.shape[1]
+        ),
+        value=float(sign * curve.max()),
+        edge=edge,
+        identified=bool(edge <= 0.025 and high - low <= (fine[-1] - fine[0]) / 2),
+        misfit=float(np.max(distance / np.maximum(error, 1e-300))),
+        grid=np.exp(fine),
+        curve=sign * curve,
+    )
+
+
+# --- comparisons within seeds ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference paired by seed.
+
+    Attributes:
+        difference: mean over seeds with its 95 % interval.
+        p_different: two-sided p of the paired t test against 0.
+        p_lower: one-sided p of the same test against "not below 0": small when the difference is negative.
+        p_equivalent: p of two one-sided tests (TOST) against "at least the margin apart"; small when the difference
+            is within ± margin. NaN without a margin. Below 0.05 exactly when the 90 % interval lies inside the margin.
+    """
+
+    difference: Estimate
+    p_different: float
+    p_lower: float
+    p_equivalent: float
+
+
+def paired_difference(
+    a: Sequence[float] | Array, b: Sequence[float] | Array, margin: float | None = None
+) -> Difference:
+    """Compare a with b, seed by seed: d = a - b, t = (mean d - d₀) √n / s on n - 1 degrees of freedom.
+
+    "Not significantly different" is not evidence of being equal; ``p_equivalent`` is the test for that, and needs a
+    margin chosen before looking.
+
+    Raises:
+        ValueError: different lengths, fewer than two pairs, a margin that is not positive.
+
+    >>> paired_difference([1.0, 2.0, 3.0], [1.1, 1.9, 3.0], margin=0.5).p_equivalent < 0.05
+    True
+    """
+    x, y = _finite(a), _finite(b)
+    if len(x) != len(y) or len(x) < 2:
+        raise ValueError(f"{len(x)} and {len(y)} values: expected as many of each, at least 2")
+    if margin is not None and not margin > 0:
+        raise ValueError(f"margin must be above 0, got {margin}")
+    d = x - y
+    n, error = len(d), d.std(ddof=1) / math.sqrt(len(d))
+
+    def upper(shift: float) -> float:
+        """P(T >= t) for t = (mean d - shift) / error; also where all differences are equal."""
+        gap = d.mean() - shift
+        t = gap / error if error > 0 else math.copysign(math.inf, gap) if gap else 0.0
+        return float(stats.t.sf(t, n - 1))
+
+    above = upper(0.0)
+    equivalent = math.nan if margin is None else max(upper(-margin), 1 - upper(margin))
+    return Difference(mean_interval(d), 2 * min(above, 1 - above), 1 - above, equivalent)
+
+
+def orders_coincide(frame: pd.DataFrame, value: str, *, below: float, margin: float) -> pd.DataFrame:
+    """Do the orders give the same ``value`` at equal curvature, up to ``below``?
+
+    For every pair of orders: the difference averaged over the curvatures <= ``below`` of each seed (one number per
+    seed), then :func:`paired_difference`. An average of zero may hide opposite differences, so the largest mean
+    difference at a single curvature stands beside it.
+
+    Multiplicity: "all orders coincide" claims every pair at once, so its p-value is the *largest* ``p_equivalent``
+    (intersection-union: no correction needed). "Some orders differ" is met by any pair, so ``p_different`` is
+    corrected by Holm's method.
+
+    Returns:
+        A row per pair: ``orders``, ``difference``, ``low``, ``high``, ``n``, ``p_equivalent``, ``p_different_holm``,
+        ``largest`` (at one curvature), ``curvatures`` (how many).
+
+    Raises:
+        ValueError: an incomplete grid, fewer than two orders or seeds, or no curvature <= ``below``.
+    """
+    table = _grid(frame[frame["curvature"] <= below], value, ["beta", "curvature"])
+    orders = sorted({key[0] for key in table.index})
+    if len(orders) < 2:
+        raise ValueError(f"orders at curvature <= {below:g}: {orders}, expected at least two")
+    rows = []
+    for a, b in itertools.combinations(orders, 2):
+        one, other = table.loc[a], table.loc[b]
+        if list(one.index) != list(other.index):
+            raise ValueError(
+                f"orders {a} and {b} were run at different curvatures: {[*one.index]} and {[*other.index]}"
+            )
+        test = paired_difference(one.mean().to_numpy(float), other.mean().to_numpy(float), margin)
+        by_curvature = (one - other).mean(axis=1)
+        rows.append(
+            {
+                "orders": f"{a} - {b}",
+                "difference": test.difference.value,
+                "low": test.difference.low,
+                "high": test.difference.high,
+                "n": test.difference.n,
+                "p_equivalent": test.p_equivalent,
+                "p_different_holm": test.p_different,
+                "largest": float(by_curvature.iloc[int(by_curvature.abs().to_numpy().argmax())]),
+                "curvatures": len(by_curvature),
+            }
+        )
+    result = pd.DataFrame(rows)
+    result["p_different_holm"] = holm(result["p_different_holm"].to_numpy(float))
+    return result
+
+
+def lower_beyond(
+    frame: pd.DataFrame, value: str, *, band: tuple[float, float] = (4.0, 10.0), beyond: float = 10.0
+) -> pd.DataFrame:
+    """Is ``value`` lower beyond a curvature than inside a band that was named beforehand?
+
+    Per seed and order: mean over the curvatures > ``beyond`` minus mean over ``band[0]`` <= curvature <= ``band[1]``;
+    then :func:`paired_difference` over seeds. The band must not be chosen by looking for the best curvature in
+    the same data: the best of several noisy means is too high, and everything else then looks lower.
+
+    Returns:
+        A row per order and one for ``all`` (orders averaged within each seed, so that a seed still counts once):
+        ``order``, ``difference``, ``low``, ``high``, ``n``, ``p_lower`` and ``p_lower_holm``, corrected over
+        the orders; ``all`` is one test and not corrected.
+
+    Raises:
+        ValueError: an incomplete grid, or no curvature in the band or beyond it.
+    """
+    table = _grid(frame, value, ["beta", "curvature"])
+    rows, differences = [], []
+    for order in sorted({key[0] for key in table.index}):
+        part = table.loc[order]
+        c = part.index.to_numpy(float)
+        inside, outside = (c >= band[0]) & (c <= band[1]), c > beyond
+        if not inside.any() or not outside.any():
+            raise ValueError(f"order {order}: curvatures {c.tolist()} hold none in {band} or none beyond {beyond:g}")
+        differences.append(part[outside].mean().to_numpy(float) - part[inside].mean().to_numpy(float))
+        rows.append({"order": str(order)})
+    rows.append({"order": "all"})
+    tests = [paired_difference(d, np.zeros(len(d))) for d in [*differences, np.mean(differences, axis=0)]]
+    result = pd.DataFrame(rows)
+    for name in ("value", "low", "high", "n"):
+        result["difference" if name == "value" else name] = [getattr(t.difference, name) for t in tests]
+    result["p_lower"] = [t.p_lower for t in tests]
+    result["p_lower_holm"] = [*holm([t.p_lower for t in tests[:-1]]), tests[-1].p_lower]
+    return result
+
+
+def holm(p: Sequence[float] | Array) -> Array:
+    """Holm's step-down correction: the k-th smallest of m p-values times m - k + 1, made increasing, at most 1.
+
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    values = np.asarray(p, float)
+    order = np.argsort(values)
+    steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(1, steps)
+    return corrected
+
+
+# --- does one quantity go with another? ------------------------------------------------------------------------------
+
+
+def rank_correlation(frame: pd.DataFrame, x: str, y: str, *, seed: int = 0) -> pd.DataFrame:
+    """Spearman's correlation of two measured quantities over the cells of the grid, within orders and across.
+
+    The ranks are those of the cells' seed means; the interval resamples seeds (one resample for both quantities and all
+    cells) with the widened percentiles of :func:`optimum`. So it answers: what would the correlation over *these*
+    curvatures be with other seeds? Seed noise pulls a correlation near ±1 towards 0.
+
+    Returns:
+        A row per order, one for ``across`` (all cells of all orders ranked together) and one for ``within`` (the
+        orders' correlations averaged, which no difference between the orders' levels can produce): ``order``,
+        ``correlation``, ``low``, ``high``, ``n`` (seeds), ``cells``.
+
+    Raises:
+        ValueError: an incomplete grid, fewer than 3 seeds, or fewer than 3 curvatures of an order.
+    """
+    tables = [_grid(frame, name, ["beta", "curvature"]) for name in (x, y)]
+    values = [table.to_numpy(float) for table in tables]
+    orders = np.array([key[0] for key in tables[0].index])
+    names = sorted(set(orders.tolist()))
+    n = values[0].shape[1]
+    if n < 3 or min((orders == name).sum() for name in names) < 3:
+        raise ValueError(f"{n} seeds, {len(orders)} cells: expected at least 3 seeds and 3 curvatures of each order")
+
+    def correlations(weights: Array) -> Array:
+        """[orders + across + within, resamples]"""
+        a, b = (v @ weights.T for v in values)
+        rows = [_spearman(a[orders == name], b[orders == name]) for name in names]
+        return np.stack([*rows, _spearman(a, b), np.mean(rows, axis=0)])
+
+    point = correlations(np.full((1, n), 1 / n))[:, 0]
+    spread = np.quantile(correlations(_resamples(n, seed)), _tails(n), axis=1)
+    cells = [*((orders == name).sum() for name in names), len(orders), len(orders)]
+    return pd.DataFrame(
+        {
+            "order": [*map(str, names), "across", "within"],
+            "correlation": point,
+            "low": spread[0],
+            "high": spread[1],
+            "n": n,
+            "cells": cells,
+        }
+    )
+
+
+def _spearman(a: Array, b: Array) -> Array:
+    """Spearman's correlation of each column of a [cells, resamples] with that of b; 0 where one of them is constant."""
+    ranks = [stats.rankdata(v, axis=0) for v in (a, b)]
+    u, v = (r - r.mean(0) for r in ranks)
+    scale = np.sqrt((u * u).sum(0) * (v * v).sum(0))
+    return np.where(scale > 0, (u * v).sum(0) / np.where(scale > 0, scale, 1), 0.0)
+
+
+# --- what can one run per cell show? ---------------------------------------------------------------------------------
+
+
+def minimum_detectable_difference(
+    sd: float, runs: int = 1, *, df: float = math.inf, level: float = 0.05, power: float = 0.8
+) -> float:
+    """The smallest true difference between two cells that a comparison of ``runs`` runs each would mostly find.
+
+    (t_{1-level/2} + t_{power}) sd √(2 / runs), with t on ``df`` degrees of freedom: those of the standard deviation over
+    seeds ``sd``, which must come from elsewhere when there is one run per cell (infinite: sd is known).
+
+    Raises:
+        ValueError: sd, runs or df not positive, level or power outside (0, 1).
+
+    >>> round(minimum_detectable_difference(1.0), 2)   # 2.80 √2 standard deviations
+    3.96
+    """
+    if not (sd > 0 and runs >= 1 and df > 0 and 0 < level < 1 and 0 < power < 1):
+        raise ValueError(
+            f"expected sd > 0, runs >= 1, df > 0, 0 < level, power < 1; got sd={sd}, runs={runs}, df={df}, "
+            f"level={level}, power={power}"
+        )
+    return float(stats.t.ppf(1 - level / 2, df) + stats.t.ppf(power, df)) * sd * math.sqrt(2 / runs)
+
+
+def spread_p_value(values: Sequence[float] | Array, sd: float, df: float = math.inf) -> float:
+    """How often single runs of k *equal* cells would spread at least as far as these, max - min.
+
+    P(Q >= (max - min) / sd) for the studentised range Q of k normal values, with sd on ``df`` degrees of freedom: all
+    pairs are compared at once, so nothing need be corrected.
+
+    Raises:
+        ValueError: fewer than two values, or sd or df not positive.
+
+    >>> 0.4 < spread_p_value([54.49, 54.57, 54.79], sd=0.2) < 0.6
+    True
+    """
+    x = _finite(values)
+    if len(x) < 2 or not (sd > 0 and df > 0):
+        raise ValueError(f"{len(x)} values, sd={sd}, df={df}: expected at least 2 values, sd and df above 0")
+    return float(stats.studentized_range.sf(np.ptp(x) / sd, len(x), df))
+
+
+# --- common ----------------------------------------------------------------------------------------------------------
+
+
+def _finite(values: Sequence[float] | Array) -> Array:
+    x = np.asarray(values, float)
+    if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
+        raise ValueError(f"expected a list of finite numbers, at least one; got {x.tolist()}")
+    return x
+
+
+def _grid(frame: pd.DataFrame, value: str, cells: list[str]) -> pd.DataFrame:
+    """``value`` with a row per cell, sorted, and a column per seed; every cell must have every seed once."""
+    needed = [*cells, "seed", value]
+    if missing := [name for name in needed if name not in frame]:
+        raise ValueError(f"columns {missing} are missing; the frame has {list(frame.columns)}")
+    if frame.empty or frame[needed].isna().to_numpy().any():
+        raise ValueError(
+            f"{len(frame)} rows, {int(frame[needed].isna().to_numpy().sum())} gaps in {needed}: expected none"
+        )
+    if frame.duplicated([*cells, "seed"]).any():
+        twice = frame.loc[frame.duplicated([*cells, "seed"]), [*cells, "seed"]].iloc[0].to_dict()
+        raise ValueError(f"more than one run for {twice}: select one order, method and network first")
+    table = frame.set_index([*cells, "seed"])[value].unstack("seed").sort_index()
+    if table.isna().to_numpy().any():
+        cell, seed = next((i, s) for i in table.index for s in table.columns if pd.isna(table.loc[i, s]))
+        raise ValueError(f"the grid is incomplete: no run for {cells}={cell}, seed {seed}")
+    if len(cells) == 1:
+        table.index = pd.MultiIndex.from_arrays([table.index], names=cells)
+    return table
+
+
+def _resamples(n: int, seed: int) -> Array:
+    """Weights of n seeds in bootstrap resamples, [resamples, n], each row summing to 1."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n
+
+
+def _tails(n: int) -> tuple[float, float]:
+    """The quantiles of the widened percentile interval for n replicates."""
+    tail = float(stats.norm.sf(stats.t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1))))
+    return tail, 1 - tail
