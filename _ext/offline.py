@@ -17,7 +17,7 @@ def page_assets(app: Sphinx, pagename: str, templatename: str, context: dict, do
     """Add Plotly, RequireJS and the widget manager to the pages that need them."""
     body = context.get("body") or ""
     widgets = "application/vnd.jupyter.widget-view+json" in body
-    if widgets or "plotly-graph-div" in body:
+    if "plotly-graph-div" in body:
         app.add_js_file("plotly.min.js", priority=200)  # before RequireJS: it must not find an AMD loader
         app.add_js_file("plots.js", priority=210)
     if widgets:  # after every script of the theme, for the same reason
