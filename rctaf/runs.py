@@ -256,7 +256,10 @@ def run(path: Path, jobs: int) -> int:
                     bar.write(f"FAILED {run_id}  {cells[run_id].label}: {error}", file=sys.stderr)
             done = sum(map(finished, cells))
             bar.set_postfix_str(f"{len(failed)} failed" if failed else "", refresh=False)
-            bar.update(done - bar.n) if done > bar.n else bar.refresh()
+            if done > bar.n:
+                bar.update(done - bar.n)
+            elif sys.stderr.isatty():
+                bar.refresh()  # the clock goes on between two runs
             time.sleep(0.5 if running else 0)
     if scheduler.returncode and not failed:
         print(f"snakemake stopped with status {scheduler.returncode}; its output: {_shown(log)}", file=sys.stderr)
