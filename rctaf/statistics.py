@@ -44,14 +44,15 @@ def mean_interval(values: Sequence[float] | Array) -> Estimate:
     Raises:
         ValueError: no values, or one that is not finite.
 
-    >>> mean_interval([50.32, 50.56, 50.59])
-    Estimate(value=50.49, low=50.123..., high=50.856..., n=3)
+    >>> e = mean_interval([50.32, 50.56, 50.59])
+    >>> f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}], n = {e.n}"
+    '50.49 [50.12, 50.86], n = 3'
     """
     x = _finite(values)
     if len(x) == 1:
         return Estimate(float(x[0]), math.nan, math.nan, 1)
     reach = float(stats.t.ppf(0.975, len(x) - 1)) * x.std(ddof=1) / math.sqrt(len(x))
-    return Estimate(round(float(x.mean()), 12), float(x.mean() - reach), float(x.mean() + reach), len(x))
+    return Estimate(float(x.mean()), float(x.mean() - reach), float(x.mean() + reach), len(x))
 
 
 def cell_means(frame: pd.DataFrame, value: str, by: Sequence[str] = ("beta", "curvature")) -> pd.DataFrame:
@@ -110,7 +111,7 @@ def optimum(
         ValueError: an incomplete grid, fewer than 3 seeds, or fewer curvatures than ``knots``.
     """
     table = _grid(frame, value, ["curvature"])
-    log_c = np.log(np.array([key[0] for key in table.index], float))
+    log_c = np.log(table.index.to_numpy(float))
     if len(log_c) < knots or table.shape[1] < 3:
         raise ValueError(f"{len(log_c)} curvatures and {table.shape[1]} seeds: expected at least {knots} and 3")
     sign = 1.0 if kind == "max" else -1.0
@@ -357,8 +358,8 @@ def minimum_detectable_difference(
 ) -> float:
     """The smallest true difference between two cells that a comparison of ``runs`` runs each would mostly find.
 
-    (t_{1-level/2} + t_{power}) sd √(2 / runs), with t on ``df`` degrees of freedom: those of the standard deviation over
-    seeds ``sd``, which must come from elsewhere when there is one run per cell (infinite: sd is known).
+    (t_{1-level/2} + t_{power}) sd √(2 / runs), with t on the ``df`` degrees of freedom of ``sd``, the standard
+    deviation over seeds, which must come from elsewhere when there is one run per cell (infinite: sd is known).
 
     Raises:
         ValueError: sd, runs or df not positive, level or power outside (0, 1).
@@ -414,12 +415,10 @@ def _grid(frame: pd.DataFrame, value: str, cells: list[str]) -> pd.DataFrame:
     if frame.duplicated([*cells, "seed"]).any():
         twice = frame.loc[frame.duplicated([*cells, "seed"]), [*cells, "seed"]].iloc[0].to_dict()
         raise ValueError(f"more than one run for {twice}: select one order, method and network first")
-    table = frame.set_index([*cells, "seed"])[value].unstack("seed").sort_index()
+    table = frame.pivot_table(values=value, index=cells, columns="seed").sort_index()
     if table.isna().to_numpy().any():
         cell, seed = next((i, s) for i in table.index for s in table.columns if pd.isna(table.loc[i, s]))
         raise ValueError(f"the grid is incomplete: no run for {cells}={cell}, seed {seed}")
-    if len(cells) == 1:
-        table.index = pd.MultiIndex.from_arrays([table.index], names=cells)
     return table
 
 

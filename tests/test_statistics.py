@@ -1,0 +1,310 @@
+"""Each procedure on simulated experiments whose truth is known: coverage, size and power, not only values."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from rctaf.statistics import (
+    Estimate,
+    cell_means,
+    holm,
+    lower_beyond,
+    mean_interval,
+    minimum_detectable_difference,
+    optimum,
+    orders_coincide,
+    paired_difference,
+    rank_correlation,
+    spread_p_value,
+)
+
+CURVATURES = np.array([0.25, 0.5, 1, 2, 4, 7, 10, 15, 25, 50])
+
+
+def experiment(truth, rng, *, seeds=10, orders=(0,), seed_sd=1.0, run_sd=1.0, curvatures=CURVATURES) -> pd.DataFrame:
+    """One row per run: truth(order, c) + an effect shared by a whole seed + noise of the run."""
+    shared = seed_sd * rng.normal(size=seeds)
+    return pd.DataFrame(
+        [
+            {"beta": b, "curvature": c, "seed": s, "value": truth(b, c) + shared[s] + run_sd * rng.normal()}
+            for b in orders
+            for c in curvatures
+            for s in range(seeds)
+        ]
+    )
+
+
+def hill(c, at=2.0, width=1.6):
+    """A skewed peak: steeper below than beyond, as robustness behaves."""
+    u = np.log(c / at)
+    return 80 - 6 * (u / width) ** 2 / (1 + 0.35 * np.where(u > 0, u, 0))
+
+
+# --- mean ---
+
+
+def test_mean_interval_covers_the_mean_95_times_in_100():
+    rng = np.random.default_rng(0)
+    intervals = [mean_interval(rng.normal(3, 2, size=5)) for _ in range(3000)]
+    covered = np.mean([e.low <= 3 <= e.high for e in intervals])
+    assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 3000)
+    expected = stats.t.interval(0.95, 4, 1.0, stats.sem([0.2, 0.8, 1.0, 1.4, 1.6]))
+    got = mean_interval([0.2, 0.8, 1.0, 1.4, 1.6])
+    assert (got.low, got.high) == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_seed_has_no_interval_and_bad_numbers_are_refused():
+    one = mean_interval([0.5])
+    assert (one.value, one.n) == (0.5, 1)
+    assert math.isnan(one.low)
+    for bad in ([], [1.0, math.nan]):
+        with pytest.raises(ValueError, match="finite"):
+            mean_interval(bad)
+
+
+def test_cell_means():
+    frame = experiment(lambda b, c: c, np.random.default_rng(0), orders=(0, 1), run_sd=0, seed_sd=0, seeds=2)
+    means = cell_means(frame, "value")
+    assert len(means) == 20
+    assert means["value"].tolist() == pytest.approx([*CURVATURES, *CURVATURES])
+    assert set(means["n"]) == {2}
+
+
+# --- optimum ---
+
+
+def test_a_noiseless_optimum_is_found_for_maximum_and_minimum():
+    rng = np.random.default_rng(0)
+    frame = experiment(lambda b, c: hill(c, at=3.0), rng, run_sd=1e-6)
+    found = optimum(frame, "value")
+    # what is left is the bias of the spline between curvatures a factor of 2 apart
+    assert found.curvature.value == pytest.approx(3.0, rel=0.2)
+    assert found.value == pytest.approx(hill(3.0) + frame["value"].mean() - hill(CURVATURES, at=3.0).mean(), abs=1.5)
+    assert found.identified
+    assert found.edge == 0
+    frame["value"] *= -1
+    assert optimum(frame, "value", kind="min").curvature == found.curvature
+
+
+def test_the_interval_of_the_optimum_covers_it_and_is_not_absurdly_wide():
+    rng = np.random.default_rng(1)
+    found = [optimum(experiment(lambda b, c: hill(c), rng), "value", seed=i).curvature for i in range(80)]
+    covered = np.mean([e.low <= 2.0 <= e.high for e in found])
+    assert covered >= 0.85  # 95 % less 4 binomial standard errors of 80 (0.024)
+    assert np.median([math.log(e.high / e.low) for e in found]) < math.log(50 / 0.25) / 3
+
+
+def test_an_optimum_outside_the_grid_is_not_identified():
+    rng = np.random.default_rng(2)
+    for truth in (lambda b, c: np.log(c), lambda b, c: -np.log(c)):
+        found = optimum(experiment(truth, rng), "value")
+        assert found.edge > 0.5
+        assert not found.identified
+
+
+def test_a_flat_curve_is_not_identified():
+    rng = np.random.default_rng(3)
+    found = [optimum(experiment(lambda b, c: 80.0, rng), "value", seed=i) for i in range(20)]
+    assert sum(f.identified for f in found) <= 2
+
+
+def test_the_shared_effect_of_a_seed_does_not_matter():
+    # The runs of a seed move together: an analysis that resampled single runs would give wide intervals here.
+    narrow = optimum(experiment(lambda b, c: hill(c), np.random.default_rng(4), seed_sd=0, run_sd=0.3), "value")
+    shaken = optimum(experiment(lambda b, c: hill(c), np.random.default_rng(4), seed_sd=20, run_sd=0.3), "value")
+    width = [math.log(f.curvature.high / f.curvature.low) for f in (narrow, shaken)]
+    assert width[1] < 3 * width[0]
+
+
+# --- paired comparisons ---
+
+
+def test_paired_difference_is_scipys_paired_t_test():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=8), rng.normal(size=8) + 0.5
+    got = paired_difference(a, b, margin=1.0)
+    assert got.p_different == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-10)
+    assert got.p_lower == pytest.approx(stats.ttest_rel(a, b, alternative="less").pvalue, rel=1e-10)
+    low = stats.ttest_1samp(a - b, -1.0, alternative="greater").pvalue
+    high = stats.ttest_1samp(a - b, 1.0, alternative="less").pvalue
+    assert got.p_equivalent == pytest.approx(max(low, high), rel=1e-10)
+
+
+def test_equivalence_is_declared_wrongly_5_times_in_100_and_rightly_most_times():
+    rng = np.random.default_rng(1)
+    n, margin, repeats = 10, 1.0, 800
+
+    def declared(true_difference):
+        shared = rng.normal(size=(repeats, n)) * 5  # seeds differ much more than the orders
+        a = shared + true_difference + 0.7 * rng.normal(size=(repeats, n))
+        b = shared + 0.7 * rng.normal(size=(repeats, n))
+        return np.mean([paired_difference(x, y, margin).p_equivalent < 0.05 for x, y in zip(a, b, strict=True)])
+
+    assert declared(margin) == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / repeats))
+    assert declared(0.0) > 0.75
+    assert declared(2.0) < 0.01
+
+
+def test_equal_differences_are_handled():
+    assert paired_difference([1.0, 2.0], [1.0, 2.0], margin=0.1).p_different == 1
+    assert paired_difference([1.0, 2.0], [1.0, 2.0], margin=0.1).p_equivalent == 0
+    assert paired_difference([0.0, 1.0], [1.0, 2.0]).p_lower == 0
+
+
+def test_orders_that_coincide_and_orders_that_do_not():
+    rng = np.random.default_rng(2)
+    apart = {0: 0.0, 1: 0.0, 2: -3.0}
+    frame = experiment(lambda b, c: hill(c) + (c > 4) * apart[b], rng, orders=(0, 1, 2), run_sd=0.5)
+    below = orders_coincide(frame, "value", below=4, margin=1.0)
+    assert below["orders"].tolist() == ["0 - 1", "0 - 2", "1 - 2"]
+    assert below["p_equivalent"].max() < 0.05
+    assert set(below["curvatures"]) == {5}
+    everywhere = orders_coincide(frame, "value", below=100, margin=1.0).set_index("orders")
+    assert everywhere.loc["0 - 2", "p_equivalent"] > 0.05
+    assert everywhere.loc["0 - 2", "p_different_holm"] < 0.01
+    assert everywhere.loc["0 - 2", "difference"] == pytest.approx(1.5, abs=0.5)
+    assert everywhere.loc["0 - 2", "largest"] == pytest.approx(3.0, abs=1.0)
+    assert everywhere.loc["0 - 1", "p_different_holm"] > 0.05
+
+
+def test_some_order_is_called_different_wrongly_at_most_5_times_in_100():
+    rng = np.random.default_rng(3)
+    curvatures, repeats = np.array([1.0, 2.0]), 100
+    wrong = 0
+    for _ in range(repeats):
+        frame = experiment(lambda b, c: c, rng, orders=(0, 1, 2), seeds=6, curvatures=curvatures)
+        wrong += orders_coincide(frame, "value", below=4, margin=1.0)["p_different_holm"].min() < 0.05
+    assert wrong / repeats < 0.05 + 4 * math.sqrt(0.05 * 0.95 / repeats)
+
+
+def test_lower_beyond_finds_a_fall_and_no_fall():
+    rng = np.random.default_rng(4)
+    fall = experiment(lambda b, c: -3.0 * (c > 10), rng, orders=(0, 1))
+    result = lower_beyond(fall, "value").set_index("order")
+    assert result.index.tolist() == ["0", "1", "all"]
+    assert (result["p_lower_holm"] < 0.01).all()
+    assert (result["difference"] + 3).abs().max() < 1.5
+    assert result.loc["all", "high"] < 0
+    assert (result["n"] == 10).all()
+    flat = [lower_beyond(experiment(lambda b, c: 0.0, rng, orders=(0, 1)), "value") for _ in range(100)]
+    wrong = np.mean([r.set_index("order").loc["all", "p_lower"] < 0.05 for r in flat])
+    assert wrong < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 100)
+
+
+def test_holm():
+    assert holm([0.5, 0.01, 0.5]).tolist() == pytest.approx([1.0, 0.03, 1.0])
+    assert holm([0.2]).tolist() == [0.2]
+
+
+# --- rank correlation ---
+
+
+def two_quantities(rng, *, slope=-1.0, noise=0.0, level=0.0, seeds=8):
+    """hessian falls with log c, value follows it with ``slope``; order 1 lies ``level`` higher in both."""
+    frame = experiment(lambda b, c: 0.0, rng, orders=(0, 1), seeds=seeds, seed_sd=0, run_sd=0)
+    position = np.log(frame["curvature"]) + level * frame["beta"]
+    frame["hessian"] = position + noise * rng.normal(size=len(frame))
+    frame["value"] = slope * np.log(frame["curvature"]) + level * frame["beta"] + noise * rng.normal(size=len(frame))
+    return frame
+
+
+def test_spearman_is_scipys_on_the_seed_means():
+    frame = two_quantities(np.random.default_rng(0), noise=3.0)
+    result = rank_correlation(frame, "hessian", "value").set_index("order")
+    means = frame.groupby(["beta", "curvature"])[["hessian", "value"]].mean()
+    assert result.loc["across", "correlation"] == pytest.approx(
+        stats.spearmanr(means["hessian"], means["value"]).statistic, rel=1e-12
+    )
+    for order in (0, 1):
+        part = means.loc[order]
+        expected = stats.spearmanr(part["hessian"], part["value"]).statistic
+        assert result.loc[str(order), "correlation"] == pytest.approx(expected, rel=1e-12)
+    assert result.loc["within", "correlation"] == pytest.approx(result.loc[["0", "1"], "correlation"].mean())
+    assert result["cells"].tolist() == [10, 10, 20, 20]
+
+
+def test_within_orders_is_not_fooled_by_a_difference_between_orders():
+    frame = two_quantities(np.random.default_rng(1), slope=-1.0, level=100.0, noise=0.1)
+    result = rank_correlation(frame, "hessian", "value").set_index("order")
+    assert result.loc["within", "correlation"] == pytest.approx(-1, abs=0.05)
+    assert result.loc["across", "correlation"] > 0  # Simpson's paradox
+
+
+def test_the_interval_of_a_correlation_covers_the_one_of_the_true_means():
+    # True cell means in a fixed, imperfect order; noise small against their gaps, so that ranks are nearly unbiased.
+    rng = np.random.default_rng(2)
+    a = np.arange(10.0)
+    b = np.array([2.0, 0, 1, 5, 3, 4, 9, 6, 8, 7])
+    truth = stats.spearmanr(a, b).statistic
+    covered = []
+    for i in range(60):
+        frame = experiment(lambda _, c: 0.0, rng, seeds=8, seed_sd=0, run_sd=0)
+        position = frame["curvature"].rank(method="dense").astype(int) - 1
+        frame["hessian"] = a[position] + rng.normal(size=len(frame))
+        frame["value"] = b[position] + rng.normal(size=len(frame))
+        row = rank_correlation(frame, "hessian", "value", seed=i).set_index("order").loc["0"]
+        covered.append(row["low"] - 1e-9 <= truth <= row["high"] + 1e-9)
+    assert np.mean(covered) >= 0.83  # 95 % less 4 binomial standard errors of 60 (0.028)
+
+
+def test_a_constant_quantity_has_no_correlation():
+    frame = two_quantities(np.random.default_rng(3))
+    frame["value"] = 1.0
+    assert (rank_correlation(frame, "hessian", "value")["correlation"] == 0).all()
+
+
+# --- one run per cell ---
+
+
+def test_the_minimum_detectable_difference_is_detected_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    for runs in (1, 3):
+        gap = minimum_detectable_difference(2.0, runs, power=0.8)
+        a = rng.normal(gap, 2.0, size=(20000, runs)).mean(1)
+        b = rng.normal(0.0, 2.0, size=(20000, runs)).mean(1)
+        found = np.abs(a - b) > 1.959964 * 2.0 * math.sqrt(2 / runs)
+        assert found.mean() == pytest.approx(0.8, abs=0.012)  # 4 binomial standard errors
+    # from printed tables of t: 4.303 and 1.061 on 2 degrees of freedom, 1.960 and 0.842 on infinitely many
+    assert minimum_detectable_difference(1.0, df=2) == pytest.approx(5.364 * math.sqrt(2), rel=1e-3)
+    assert minimum_detectable_difference(1.0) == pytest.approx(2.802 * math.sqrt(2), rel=1e-3)
+    with pytest.raises(ValueError, match="sd=0"):
+        minimum_detectable_difference(0)
+
+
+@pytest.mark.parametrize("df", [2, math.inf])
+def test_the_spread_of_equal_cells_is_called_surprising_5_times_in_100(df):
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(120, 3))
+    sd = np.ones(120) if math.isinf(df) else np.sqrt(rng.chisquare(df, size=120) / df)
+    p = np.array([spread_p_value(v, s, df) for v, s in zip(values, sd, strict=True)])
+    assert stats.kstest(p, "uniform").pvalue > 1e-4
+
+
+# --- refusals ---
+
+
+def test_incomplete_or_ambiguous_grids_are_refused():
+    frame = experiment(lambda b, c: c, np.random.default_rng(0), orders=(0, 1), seeds=3)
+    with pytest.raises(ValueError, match=r"incomplete: no run for .*seed 2"):
+        lower_beyond(frame.drop(index=frame[(frame["seed"] == 2) & (frame["curvature"] == 4)].index), "value")
+    with pytest.raises(ValueError, match="more than one run"):
+        optimum(frame, "value")  # two orders at once
+    one = frame[frame["beta"] == 0]
+    with pytest.raises(ValueError, match="gaps"):
+        optimum(one.assign(value=np.nan), "value")
+    with pytest.raises(ValueError, match=r"columns \['robust'\]"):
+        optimum(one, "robust")
+    with pytest.raises(ValueError, match="2 seeds: expected"):
+        optimum(one[one["seed"] < 2], "value")
+    with pytest.raises(ValueError, match="expected at least two"):
+        orders_coincide(one, "value", below=4, margin=1)
+    with pytest.raises(ValueError, match="none beyond"):
+        lower_beyond(frame[frame["curvature"] < 10], "value")
+    with pytest.raises(ValueError, match="margin"):
+        paired_difference([1.0, 2.0], [1.0, 2.0], margin=0)
+    with pytest.raises(ValueError, match="at least 3 seeds"):
+        rank_correlation(frame[frame["seed"] < 2], "value", "value")
+    assert isinstance(mean_interval([1.0]), Estimate)
