@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rctaf.config import RunConfig
 from rctaf.augmentation import augment, auto_augment
+from rctaf.config import RunConfig
 from rctaf.data import Dataset, to_float
 from rctaf.models import select_norm
 from rctaf.training import schedules

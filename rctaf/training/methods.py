@@ -94,6 +94,11 @@ class PGD(Method):
         return Outcome(F.cross_entropy(logits, y), None, logits)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision widened; anything else as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """KL(softmax p || softmax q), batch mean; differentiable in both."""
     return F.kl_div(q_logits.log_softmax(1), p_logits.log_softmax(1), reduction="batchmean", log_target=True)
@@ -216,7 +221,7 @@ class Dkl(Method):
 
     def _squared_differences(self, natural: Tensor, attacked: Tensor, weights: Tensor) -> Tensor:
         """1/4 sum_jk w_j w_k (d_j - d_k)^2 = Var_w(d) / 2, per image [N]."""
-        d = natural.float() - attacked.float()
+        d = at_least_float32(natural) - at_least_float32(attacked)
         centred = d - (weights * d).sum(1, keepdim=True)
         return (weights * centred**2).sum(1) / 2
 
@@ -241,7 +246,7 @@ class Dkl(Method):
 
     def observe(self, outcome: Outcome, y: Tensor) -> None:
         assert outcome.clean_logits is not None
-        p = (outcome.clean_logits.detach().float() / self.temperature).softmax(1)
+        p = (at_least_float32(outcome.clean_logits.detach()) / self.temperature).softmax(1)
         sums = F.one_hot(y, p.shape[1]).to(p.dtype).T @ p
         self._sums = sums if self._sums is None else self._sums + sums
 
