@@ -90,7 +90,7 @@ class Optimum:
 
 
 def optimum(
-    frame: pd.DataFrame, value: str, *, kind: Literal["max", "min"] = "max", knots: int = 5, seed: int = 0
+    frame: pd.DataFrame, value: str, *, kind: Literal["max", "min"] = "max", knots: int = 7, seed: int = 0
 ) -> Optimum:
     """The curvature at which ``value`` is best, with a bootstrap interval over seeds.
 
@@ -104,16 +104,19 @@ def optimum(
         frame: one order (and one method, network, ...): a row per curvature and seed.
         value: the column to optimise.
         kind: ``max`` or ``min``.
-        knots: flexibility of the curve, at most the number of curvatures.
+        knots: flexibility of the curve; one per curvature where fewer were tested. On skewed peaks over the 10
+            curvatures of this book's grids, 5 knots displace the optimum by up to 26 %, 7 by up to 6 %, and the
+            intervals cover it in 87 % and 95 % of simulated experiments.
         seed: of the resampling.
 
     Raises:
-        ValueError: an incomplete grid, fewer than 3 seeds, or fewer curvatures than ``knots``.
+        ValueError: an incomplete grid, fewer than 3 seeds, or fewer than 4 curvatures.
     """
     table = _grid(frame, value, ["curvature"])
     log_c = np.log(table.index.to_numpy(float))
-    if len(log_c) < knots or table.shape[1] < 3:
-        raise ValueError(f"{len(log_c)} curvatures and {table.shape[1]} seeds: expected at least {knots} and 3")
+    if len(log_c) < 4 or table.shape[1] < 3:
+        raise ValueError(f"{len(log_c)} curvatures and {table.shape[1]} seeds: expected at least 4 and 3")
+    knots = min(knots, len(log_c))
     sign = 1.0 if kind == "max" else -1.0
     y = sign * table.to_numpy(float)  # [curvatures, seeds]
     basis = CubicSpline(np.quantile(log_c, np.linspace(0, 1, knots)), np.eye(knots), bc_type="natural")
