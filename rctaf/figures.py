@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +16,8 @@ from plotly.io._base_renderers import MimetypeRenderer
 from rctaf.config import Grid
 from rctaf.records import ROOT, Record, find, table
 from rctaf.statistics import mean_interval
+from rctaf.verdicts import BAND, Verdict
 
-BAND = (4.0, 10.0)  # the paper's optimal range of max|sigma''|
 COLOURS = {0: "#0072b2", 1: "#d55e00", 2: "#009e73", 3: "#cc79a7", 4: "#e69f00", None: "#888888"}  # Okabe-Ito
 GRID_COLOUR = "rgba(128,128,128,0.25)"  # readable on white and on black
 
@@ -104,11 +105,9 @@ def cells(frame: pd.DataFrame, value: str, by: Sequence[str] = ("activation", "b
     """
     rows = []
     for key, group in frame.dropna(subset=[value]).groupby(list(by), dropna=False):
-        mean, low, high = mean_interval(group[value].to_numpy())
-        rows.append(
-            {**dict(zip(by, key, strict=True)), "mean": mean, "low": low, "high": high, "n": len(group)}
-            | {"runs": " ".join(group["id"])}
-        )
+        e = mean_interval(group[value].to_numpy(float))
+        cell = {"mean": e.value, "low": e.low, "high": e.high, "n": e.n, "runs": " ".join(group["id"])}
+        rows.append(dict(zip(by, key, strict=True)) | cell)
     return pd.DataFrame(rows)
 
 
@@ -122,9 +121,10 @@ def curves(cells: pd.DataFrame, y_title: str, title: str, *, x: str = "curvature
     scale = 100 if percent else 1
     unit = " %" if percent else ""
     fig = go.Figure()
-    for beta, group in cells.sort_values(x).groupby("beta"):
+    for _, group in cells.sort_values(x).groupby("beta"):
+        beta = int(group["beta"].iloc[0])
         text = [
-            f"order β = {int(beta)}, {x} {row[x]:.4g}<br>mean {row['mean'] * scale:.4g}{unit}"
+            f"order β = {beta}, {x} {row[x]:.4g}<br>mean {row['mean'] * scale:.4g}{unit}"
             + (f", 95 % interval {row['low'] * scale:.4g} to {row['high'] * scale:.4g}" if row["n"] > 1 else "")
             + f"<br>{row['n']} seed{'s' if row['n'] > 1 else ''}<br>runs {_wrap(row['runs'])}"
             for _, row in group.iterrows()
@@ -134,9 +134,9 @@ def curves(cells: pd.DataFrame, y_title: str, title: str, *, x: str = "curvature
             x=group[x],
             y=group["mean"] * scale,
             error_y={"array": spread, "thickness": 1} if (group["n"] > 1).any() else None,
-            name=f"order β = {int(beta)}",
+            name=f"order β = {beta}",
             mode="lines+markers",
-            line={"color": COLOURS[int(beta)]},
+            line={"color": COLOURS[beta]},
             text=text,
             hovertemplate="%{text}<extra></extra>",
         )
@@ -165,19 +165,20 @@ def _wrap(ids: str, per_line: int = 4) -> str:
     return "<br>".join(" ".join(words[i : i + per_line]) for i in range(0, len(words), per_line))
 
 
-OUTCOMES = {"supported": "#2e7d32", "not supported": "#c62828", "undecided": "#b26a00", "not testable": "#666666"}
+_OUTCOME_COLOURS = {
+    "supported": "#2e7d32",
+    "not supported": "#c62828",
+    "undecided": "#b26a00",
+    "not testable": "#6b6b6b",
+}
 
 
-def verdict(claim: str, measured: str, outcome: str) -> HTML:
-    """The box under a figure: what the paper claims, what these records say, and the outcome.
-
-    Raises:
-        ValueError: ``outcome`` is none of the four words the book uses.
-    """
-    if outcome not in OUTCOMES:
-        raise ValueError(f"outcome must be one of {', '.join(OUTCOMES)}; got {outcome!r}")
+def verdict_box(verdict: Verdict) -> HTML:
+    """The box under a figure: what the paper claims, what these records say, and the outcome."""
+    colour = _OUTCOME_COLOURS[verdict.outcome]
     return HTML(
-        f'<div class="verdict" style="border-left: 0.4em solid {OUTCOMES[outcome]}; padding: 0.2em 1em; margin: 1em 0">'
-        f"<p><strong>Claim.</strong> {claim}</p><p><strong>Measured here.</strong> {measured}</p>"
-        f"<p><strong>Verdict: {outcome}.</strong></p></div>"
+        f'<div class="verdict" style="border-left: 0.4em solid {colour}; padding: 0.2em 1em; margin: 1em 0">'
+        f"<p><strong>Claim.</strong> {escape(verdict.claim)}</p>"
+        f"<p><strong>Measured here.</strong> {escape(verdict.measured)}</p>"
+        f"<p><strong>Verdict: {verdict.outcome}.</strong></p></div>"
     )

@@ -1,0 +1,217 @@
+"""The paper's claims about curvature, each put to the records of one scale.
+
+A verdict is a rule applied to an estimate with its interval; the rules were fixed before the runs were made and are in
+the docstrings. A scale with fewer than three seeds is never judged: one run per cell cannot tell a difference
+from seed noise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from rctaf.statistics import Difference, Optimum, lower_beyond, optimum, orders_coincide, paired_difference
+from rctaf.statistics import rank_correlation as spearman
+
+BAND = (4.0, 10.0)  # the paper's optimal range of max|sigma''|
+MARGIN = 0.01  # accuracies closer than one percentage point count as equal
+MIN_SEEDS = 3
+OUTCOMES = ("supported", "not supported", "undecided", "not testable")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, what the records say about it, and the outcome (one of :data:`OUTCOMES`)."""
+
+    claim: str
+    measured: str
+    outcome: str
+
+
+def complete_seeds(frame: pd.DataFrame, value: str) -> pd.DataFrame:
+    """The RCT-AF rows of the seeds that have every cell of the frame; a sweep under way leaves some without."""
+    rows = frame[(frame["activation"] == "rctaf") & frame[value].notna()]
+    per_seed = rows.groupby("seed").size()
+    cells = len(rows[["beta", "curvature"]].drop_duplicates())
+    return rows[rows["seed"].isin(per_seed.index[per_seed == cells])].astype({"beta": int})
+
+
+def _judge(claim: str, frame: pd.DataFrame, value: str) -> tuple[pd.DataFrame, Verdict | None]:
+    rows = complete_seeds(frame, value)
+    seeds = rows["seed"].nunique()
+    if seeds < MIN_SEEDS:
+        return rows, Verdict(claim, f"{seeds} complete seed(s); at least {MIN_SEEDS} are needed.", "not testable")
+    return rows, None
+
+
+def _optima(rows: pd.DataFrame, value: str, kind: Literal["max", "min"]) -> dict[int, Optimum]:
+    return {beta: optimum(rows[rows["beta"] == beta], value, kind=kind) for beta in sorted(set(rows["beta"]))}
+
+
+def _place(optima: dict[int, Optimum]) -> tuple[str, str]:
+    """The places in words, and the outcome for "between 4 and 10 in every order".
+
+    Supported: every interval lies inside the band. Not supported: some interval lies wholly outside. Else undecided.
+    """
+    words, outcomes = [], []
+    for beta, found in optima.items():
+        c = found.curvature
+        words.append(
+            f"order {beta}: {c.value:.2g} (95 % interval {c.low:.2g} to {c.high:.2g}"
+            + ("" if found.identified else "; a plateau or at the edge of the grid")
+            + ")"
+        )
+        inside = BAND[0] <= c.low and c.high <= BAND[1]
+        outcomes.append("in" if inside else "out" if c.high < BAND[0] or c.low > BAND[1] else "?")
+    outcome = "not supported" if "out" in outcomes else "supported" if set(outcomes) == {"in"} else "undecided"
+    return "; ".join(words), outcome
+
+
+def _points(test: Difference) -> str:
+    d = test.difference
+    return f"{100 * d.value:+.2f} points (95 % interval {100 * d.low:+.2f} to {100 * d.high:+.2f}, {d.n} seeds)"
+
+
+def _sign(test: Difference, expected: int) -> str:
+    """Supported: the 95 % interval lies on the expected side of 0. Not supported: on the other. Else undecided."""
+    low, high = sorted((expected * test.difference.low, expected * test.difference.high))
+    return "supported" if low > 0 else "not supported" if high < 0 else "undecided"
+
+
+def _mean_by_seed(rows: pd.DataFrame, value: str, chosen: pd.Series) -> np.ndarray:
+    return rows[chosen].groupby("seed")[value].mean().to_numpy(float)
+
+
+def peak_in_band(frame: pd.DataFrame, value: str) -> Verdict:
+    """Fig. 3: robust accuracy is highest for max|sigma''| between 4 and 10, in every order. Rule: see ``_place``."""
+    claim = "Robustness peaks when max|σ''| lies between 4 and 10, in every order."
+    rows, stop = _judge(claim, frame, value)
+    if stop:
+        return stop
+    words, outcome = _place(_optima(rows, value, "max"))
+    return Verdict(claim, f"Place of the peak: {words}; {rows['seed'].nunique()} seeds.", outcome)
+
+
+def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
+    """Fig. 3b: below 4 the orders nearly coincide.
+
+    Supported: every pair is equivalent within ``MARGIN`` (TOST, p < 0.05). Not supported: some pair differs
+    (p < 0.05 after Holm). Else undecided.
+    """
+    claim = "Below 4 the three orders nearly coincide: max|σ''| decides, not the functional form."
+    rows, stop = _judge(claim, frame, value)
+    if stop:
+        return stop
+    pairs = orders_coincide(rows, value, below=math.nextafter(BAND[0], 0), margin=MARGIN)
+    words = "; ".join(
+        f"orders {p['orders']}: {100 * p['difference']:+.2f} points ({100 * p['low']:+.2f} to {100 * p['high']:+.2f})"
+        for p in pairs.to_dict("records")
+    )
+    equal, differ = pairs["p_equivalent"].max() < 0.05, pairs["p_different_holm"].min() < 0.05
+    outcome = "supported" if equal else "not supported" if differ else "undecided"
+    return Verdict(claim, f"Mean difference below 4: {words}; equal means within {100 * MARGIN:g} point.", outcome)
+
+
+def rises_below(frame: pd.DataFrame, value: str) -> Verdict:
+    """Fig. 3: too little curvature costs robustness. Contrast: mean over the band minus mean below 4, by seed."""
+    claim = "Below 4, more curvature means more robustness."
+    return _band_against_below(claim, frame, value)
+
+
+def falls_beyond(frame: pd.DataFrame, value: str) -> Verdict:
+    """Fig. 3: beyond 10 robustness falls. Contrast: mean beyond 10 minus mean over the band, by seed, in each order.
+
+    Supported: lower in every order (p < 0.05 after Holm). Not supported: the mean over orders is higher, its
+    interval above 0. Else undecided.
+    """
+    claim = "Beyond 10, robustness falls in every order, order 2 the fastest."
+    rows, stop = _judge(claim, frame, value)
+    if stop:
+        return stop
+    result = lower_beyond(rows, value, band=BAND, beyond=BAND[1])
+    single, every = result[result["order"] != "all"], result[result["order"] == "all"]
+    words = "; ".join(
+        f"{'all orders' if r['order'] == 'all' else 'order ' + r['order']} {100 * r['difference']:+.2f} points "
+        f"({100 * r['low']:+.2f} to {100 * r['high']:+.2f})"
+        for r in result.to_dict("records")
+    )
+    lower = (single["p_lower_holm"] < 0.05).all()
+    outcome = "supported" if lower else "not supported" if every["low"].item() > 0 else "undecided"
+    return Verdict(claim, f"Beyond 10 against 4 to 10: {words}.", outcome)
+
+
+def hessian_least_in_band(frame: pd.DataFrame, loss: str) -> Verdict:
+    """Fig. 7 left: the normalised Hessian diagonal norm is least for max|sigma''| between 4 and 10.
+
+    Args:
+        loss: ``clean`` or ``adversarial``. The curve is fitted to the logarithm of the norm. Rule: see ``_place``.
+    """
+    name = {"clean": "the clean loss", "adversarial": "the loss on attacked images"}[loss]
+    claim = f"The Hessian diagonal norm of {name} is U-shaped, least between 4 and 10."
+    frame = frame.assign(log_rms=np.log(frame[f"hessian_{loss}.rms"].astype(float)))
+    rows, stop = _judge(claim, frame, "log_rms")
+    if stop:
+        return stop
+    words, outcome = _place(_optima(rows, "log_rms", "min"))
+    return Verdict(claim, f"Place of the minimum: {words}; {rows['seed'].nunique()} seeds.", outcome)
+
+
+def hessian_goes_with_robustness(frame: pd.DataFrame, value: str, loss: str) -> Verdict:
+    """Fig. 7, the mechanism: a smaller Hessian diagonal goes with more robustness (Spearman within orders).
+
+    Supported: the interval lies below 0. Not supported: above 0. Else undecided. A correlation over one family of
+    activations cannot show a cause either way.
+    """
+    claim = "A smaller Hessian diagonal norm goes with higher robustness."
+    rows, stop = _judge(claim, frame.dropna(subset=[f"hessian_{loss}.rms"]), value)
+    if stop:
+        return stop
+    result = {row["order"]: row for row in spearman(rows, f"hessian_{loss}.rms", value).to_dict("records")}
+    within = result["within"]
+    words = "; ".join(
+        f"{label} {row['correlation']:+.2f} (95 % interval {row['low']:+.2f} to {row['high']:+.2f})"
+        for label, row in (("within orders", within), ("all cells together", result["across"]))
+    )
+    outcome = "supported" if within["high"] < 0 else "not supported" if within["low"] > 0 else "undecided"
+    return Verdict(claim, f"Spearman's correlation over the grid, {loss} loss: {words}; {within['n']} seeds.", outcome)
+
+
+def relu_is_sharper(frame: pd.DataFrame, loss: str) -> Verdict:
+    """Sect. 4.4: ReLU's effectively infinite curvature makes a sharp loss. Contrast: log of the norm, ReLU minus the
+    mean over the band of all orders, by seed; expected above 0."""
+    claim = "ReLU, with effectively infinite curvature at its kink, has a sharper loss than RCT-AF within 4 to 10."
+    frame = frame.assign(log_rms=np.log(frame[f"hessian_{loss}.rms"].astype(float)))
+    rows, stop = _judge(claim, frame, "log_rms")
+    if stop:
+        return stop
+    relu = frame[(frame["activation"] == "relu") & frame["log_rms"].notna()].set_index("seed")["log_rms"]
+    both = rows[rows["seed"].isin(relu.index)]
+    if both["seed"].nunique() < MIN_SEEDS:
+        return Verdict(claim, f"ReLU has {len(relu)} of these seeds.", "not testable")
+    band = both[both["curvature"].between(*BAND)].groupby("seed")["log_rms"].mean()
+    test = paired_difference(relu.loc[band.index].to_numpy(float), band.to_numpy(float))
+    d = test.difference
+    words = (
+        f"Norm of ReLU over norm in the band, {loss} loss: {math.exp(d.value):.2g} "
+        f"(95 % interval {math.exp(d.low):.2g} to {math.exp(d.high):.2g}, {d.n} seeds). "
+        "Automatic differentiation does not see the kink itself."
+    )
+    return Verdict(claim, words, _sign(test, +1))
+
+
+def clean_accuracy_falls_below(frame: pd.DataFrame) -> Verdict:
+    """Fig. 7 right: standard training loses clean accuracy below 4. Contrast as in :func:`rises_below`."""
+    return _band_against_below("In standard training, clean accuracy falls below 4.", frame, "clean_accuracy")
+
+
+def _band_against_below(claim: str, frame: pd.DataFrame, value: str) -> Verdict:
+    rows, stop = _judge(claim, frame, value)
+    if stop:
+        return stop
+    inside, below = rows["curvature"].between(*BAND), rows["curvature"] < BAND[0]
+    test = paired_difference(_mean_by_seed(rows, value, inside), _mean_by_seed(rows, value, below))
+    return Verdict(claim, f"Between 4 and 10 against below 4, all orders: {_points(test)}.", _sign(test, +1))

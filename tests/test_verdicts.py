@@ -1,0 +1,90 @@
+"""Verdicts on records of known truth: each rule must come out on either side."""
+
+import pytest
+from synthetic import fill
+
+from rctaf import verdicts
+from rctaf.config import Grid
+from rctaf.records import table
+
+GRID = Grid(
+    name="synthetic",
+    scale="synthetic",
+    base={"dataset": "digits"},
+    blocks=[
+        {"axes": {"seed": list(range(6)), "beta": [0, 1, 2], "curvature": [0.25, 0.5, 1, 2, 4, 7, 10, 15, 25, 50]}},
+        {"axes": {"seed": list(range(6)), "activation": ["relu"]}},
+    ],
+)  # fmt: skip
+VALUE = "screening_accuracy"
+
+
+@pytest.fixture
+def frame(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    return lambda **truth: table(fill(GRID, **truth))
+
+
+@pytest.mark.parametrize(("peak", "outcome"), [(6.5, "supported"), (1.0, "not supported"), (30.0, "not supported")])
+def test_peak_is_found_where_it_was_put(frame, peak, outcome):
+    assert verdicts.peak_in_band(frame(peak=peak, hessian_least=6.5), VALUE).outcome == outcome
+
+
+def test_noise_leaves_the_peak_undecided(frame):
+    assert verdicts.peak_in_band(frame(peak=6.5, hessian_least=6.5, noise=0.05), VALUE).outcome == "undecided"
+
+
+def test_contrasts_follow_the_sign(frame):
+    top = frame(peak=6.5, hessian_least=6.5)
+    assert verdicts.rises_below(top, VALUE).outcome == "supported"
+    assert verdicts.falls_beyond(top, VALUE).outcome == "supported"
+    falling, rising = frame(peak=0.1, hessian_least=6.5), frame(peak=200, hessian_least=6.5)
+    assert verdicts.rises_below(falling, VALUE).outcome == "not supported"
+    assert verdicts.falls_beyond(rising, VALUE).outcome == "not supported"
+
+
+def test_orders(frame):
+    same = frame(peak=6.5, hessian_least=6.5)
+    assert verdicts.orders_agree_below(same, VALUE).outcome == "supported"
+    apart = same.assign(**{VALUE: same[VALUE] + 0.05 * (same["beta"] == 2)})
+    assert verdicts.orders_agree_below(apart, VALUE).outcome == "not supported"
+
+
+@pytest.mark.parametrize(("least", "outcome"), [(6.5, "supported"), (1.0, "not supported")])
+@pytest.mark.parametrize("loss", ["clean", "adversarial"])
+def test_hessian_minimum(frame, least, outcome, loss):
+    assert verdicts.hessian_least_in_band(frame(peak=6.5, hessian_least=least), loss).outcome == outcome
+
+
+def test_hessian_against_robustness(frame):
+    together = frame(peak=6.5, hessian_least=6.5)
+    assert verdicts.hessian_goes_with_robustness(together, VALUE, "clean").outcome == "supported"
+    opposed = together.assign(**{VALUE: 1 - together[VALUE]})
+    assert verdicts.hessian_goes_with_robustness(opposed, VALUE, "clean").outcome == "not supported"
+
+
+def test_relu(frame):
+    rows = frame(peak=6.5, hessian_least=6.5)  # ReLU's norm is 2/3 of the least of the family
+    assert verdicts.relu_is_sharper(rows, "clean").outcome == "not supported"
+    sharp = rows.assign(**{"hessian_clean.rms": rows["hessian_clean.rms"].where(rows["activation"] != "relu", 1.0)})
+    assert verdicts.relu_is_sharper(sharp, "clean").outcome == "supported"
+
+
+def test_two_seeds_are_never_judged(frame):
+    rows = frame(peak=6.5, hessian_least=6.5, seeds=2)
+    found = [
+        verdicts.peak_in_band(rows, VALUE),
+        verdicts.orders_agree_below(rows, VALUE),
+        verdicts.rises_below(rows, VALUE),
+        verdicts.falls_beyond(rows, VALUE),
+        verdicts.hessian_least_in_band(rows, "clean"),
+        verdicts.relu_is_sharper(rows, "clean"),
+        verdicts.clean_accuracy_falls_below(rows),
+    ]
+    assert {v.outcome for v in found} == {"not testable"}
+
+
+def test_a_seed_with_a_missing_cell_is_left_out(frame):
+    rows = frame(peak=6.5, hessian_least=6.5)
+    gap = rows.drop(index=rows[(rows["seed"] == 3) & (rows["beta"] == 1)].index[0])
+    assert sorted(verdicts.complete_seeds(gap, VALUE)["seed"].unique()) == [0, 1, 2, 4, 5]
