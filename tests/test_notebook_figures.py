@@ -1,0 +1,118 @@
+"""Synthetic records of known shape go through the figure notebooks; the numbers are read back out of the figures."""
+
+import base64
+import json
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import yaml
+from synthetic import fill
+
+from rctaf.config import Grid
+from rctaf.notebooks import execute_notebook
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ROOT / "notebooks" / "figures"
+CURVATURES = [0.25, 1, 2, 4, 7, 10, 25]
+
+
+def numbers(column) -> np.ndarray:
+    """A column of a Plotly figure as floats; Plotly writes arrays in base64."""
+    if isinstance(column, dict):
+        return np.frombuffer(base64.b64decode(column["bdata"]), dtype=column["dtype"]).astype(float)
+    return np.asarray(column, dtype=float)
+
+
+def outputs(path: Path, mime: str) -> list:
+    cells = nbformat.read(path, as_version=4).cells
+    found = [o["data"][mime] for c in cells if c.cell_type == "code" for o in c.outputs if mime in o.get("data", {})]
+    return found
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store with one grid of synthetic records (peak of robustness at 6.5, least Hessian at 1), one of two seeds."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RCTAF_RESULTS", str(folder))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        for name, method in (("known", "trades"), ("standard", "standard"), ("empty", "pgd")):
+            axes = {"seed": [0, 1, 2, 3], "beta": [0, 1, 2], "curvature": CURVATURES}
+            doc = {
+                "name": name, "scale": f"synthetic {name}", "base": {"method": method},
+                "blocks": [{"axes": axes}, {"axes": {"seed": [0, 1, 2, 3], "activation": ["relu"]}}],
+            }  # fmt: skip
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(doc))
+            if name != "empty":
+                fill(Grid(**doc), peak=6.5, hessian_least=1.0)
+        yield folder
+
+
+def traces(figure: dict) -> dict[int, dict]:
+    return {int(t["name"][-1]): t for t in figure["data"] if t["name"].startswith("order")}
+
+
+def expected(folder: Path, name: str, beta: int, read) -> np.ndarray:
+    """Mean over seeds for each curvature, by a loop over the files and nothing of the package's table."""
+    cells = Grid.load(folder / f"{name}.yaml").cells()
+    docs = [json.loads((folder / "local" / run_id / "run.json").read_text()) for run_id in cells]
+    means = []
+    for c in CURVATURES:
+        values = [
+            read(d["metrics"]) for d in docs
+            if d["config"]["beta"] == beta and d["metrics"]["curvature"] == pytest.approx(c)
+        ]  # fmt: skip
+        assert len(values) == 4
+        means.append(sum(values) / 4)
+    return np.array(means)
+
+
+def test_figure_3(store, tmp_path):
+    out = tmp_path / "figure_3.ipynb"
+    grids = [str(store / "known.yaml"), str(store / "empty.yaml")]
+    execute_notebook(FIGURES / "figure_3.ipynb", out, {"grids": grids, "paper_grid": grids[1]})
+    by_alpha, by_curvature = outputs(out, "application/vnd.plotly.v1+json")  # the empty grid draws nothing
+    for beta in range(3):
+        truth = 100 * expected(store, "known", beta, lambda m: m["screening_accuracy"])
+        for figure, x in ((by_curvature, CURVATURES), (by_alpha, np.array(CURVATURES) / 2.0 ** (beta - 2))):
+            trace = traces(figure)[beta]
+            np.testing.assert_allclose(numbers(trace["y"]), truth, rtol=1e-12)
+            np.testing.assert_allclose(numbers(trace["x"]), x, rtol=1e-9)
+    assert "synthetic known" in by_curvature["layout"]["title"]["text"]
+    boxes = outputs(out, "text/html")
+    verdicts = [box for box in boxes if 'class="verdict"' in box]
+    assert len(verdicts) == 4
+    assert "Verdict: supported" in verdicts[0]  # the peak was put at 6.5
+    text = " ".join(outputs(out, "text/markdown"))
+    assert "none of its 88 runs has a record yet" in text
+    assert "all made on this machine" in text
+
+
+def test_figure_7(store, tmp_path):
+    out = tmp_path / "figure_7.ipynb"
+    parameters = {
+        "grids": [str(store / "known.yaml")],
+        "standard_grids": [str(store / "standard.yaml")],
+        "paper_grids": [str(store / "empty.yaml")],
+    }
+    execute_notebook(FIGURES / "figure_7.ipynb", out, parameters)
+    clean, adversarial, standard = outputs(out, "application/vnd.plotly.v1+json")
+    reads = {
+        "hessian_clean": (clean, "known", lambda m: m["hessian_clean"]["rms"], 1),
+        "hessian_adversarial": (adversarial, "known", lambda m: m["hessian_adversarial"]["rms"], 1),
+        "clean_accuracy": (standard, "standard", lambda m: m["clean_accuracy"], 100),
+    }
+    for figure, grid, read, scale in reads.values():
+        for beta in range(3):
+            got = numbers(traces(figure)[beta]["y"])
+            np.testing.assert_allclose(got, scale * expected(store, grid, beta, read), rtol=1e-12)
+    verdicts = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
+    assert len(verdicts) == 7
+    assert "Verdict: not supported" in verdicts[0]  # the least norm was put at 1
+
+
+def test_figure_3_refuses_a_misspelt_parameter(tmp_path):
+    with pytest.raises(Exception, match="unknown parameter grid; it takes grids, paper_grid, value"):
+        execute_notebook(FIGURES / "figure_3.ipynb", tmp_path / "out.ipynb", {"grid": []})
