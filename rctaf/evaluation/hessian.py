@@ -68,7 +68,7 @@ class HessianEstimate:
         remainder_square: unbiased estimate of ‖d - diag G‖², the part linear in σ''.
         scale_free_square: unbiased estimate of ‖d ⊙ w²‖², which rescaling a weight and undoing it downstream
             (in a batch norm, say) leaves unchanged; from probes of its own, of diag(w) H diag(w).
-        scale_free_standard_error, scale_free_probes: of ``scale_free_square``, stopped by the same rule.
+        scale_free_standard_error, scale_free_probes: of ``scale_free_square``; at most as many probes as the norm.
         frobenius_square: ‖H‖_F² from the first 32 probes; ``square`` over it says how diagonal H is.
         by_parameter: the share of ``square`` of each named parameter tensor.
     """
@@ -233,8 +233,8 @@ def hessian_diagonal_norm(
             (``torch.nn.functional.cross_entropy``). For the adversarial loss give adversarial ``x``.
         x: images; y: labels.
         relative: stop when the 95 % interval of the norm is within ± this fraction of it.
-        max_probes: stop there at the latest; rounded up to a multiple of 32, at least 64. The norm and its
-            scale-free companion are each given as many.
+        max_probes: stop there at the latest; rounded up to a multiple of 32, at least 64. The scale-free
+            companion, which needs more, is given as many as the norm took.
         seed: of the probes.
         dtype: float32 or float64; the model itself is not changed.
         batch: probes differentiated at once; lower it when memory is short (the result stays the same).
@@ -264,7 +264,7 @@ def hessian_diagonal_norm(
         def remainder(parameters: Tensor) -> Tensor:
             return (slope * problem.logits(parameters, problem.x)).sum()
 
-        def probe(scale: Tensor) -> PairMean:
+        def probe(scale: Tensor, limit: int) -> PairMean:
             """Samples of the diagonal of diag(scale) H diag(scale), until its norm is known well enough."""
             generator = torch.Generator(theta.device).manual_seed(seed)
             pairs = PairMean(problem.sizes, dtype=dtype, device=theta.device)
@@ -272,12 +272,12 @@ def hessian_diagonal_norm(
                 v = _signs(len(theta), generator).to(dtype)
                 pairs.add(scale.square() * gauss_newton + v * scale * products(remainder, v * scale))
                 width = pairs.relative_half_width()
-                if pairs.count > _GROUPS and (pairs.count >= max_probes or (width is not None and width <= relative)):
+                if pairs.count > _GROUPS and (pairs.count >= limit or (width is not None and width <= relative)):
                     return pairs
 
         gauss_newton = _gauss_newton_diagonal(problem, blocks)
-        pairs = probe(torch.ones_like(theta))
-        scaled = probe(theta)
+        pairs = probe(torch.ones_like(theta), max_probes)
+        scaled = probe(theta, pairs.count)
         first = _signs(len(theta), torch.Generator(theta.device).manual_seed(seed)).to(dtype)
         frobenius = products(full, first).double().square().sum().item() / _GROUPS
 
