@@ -182,3 +182,14 @@ def verdict_box(verdict: Verdict) -> HTML:
         f"<p><strong>Measured here.</strong> {escape(verdict.measured)}</p>"
         f"<p><strong>Verdict: {verdict.outcome}.</strong></p></div>"
     )
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> HTML:
+    """Several verdicts as one table: claim, what was measured, outcome."""
+    rows = "".join(
+        f"<tr><td>{escape(v.claim)}</td><td>{escape(v.measured)}</td>"
+        f'<td><span aria-hidden="true" style="color: {_OUTCOME_COLOURS[v.outcome]}">●</span> {v.outcome}</td></tr>'
+        for v in verdicts
+    )
+    head = "<tr><th>claim of the paper</th><th>measured here</th><th>verdict</th></tr>"
+    return HTML(f'<table class="table verdicts"><thead>{head}</thead><tbody>{rows}</tbody></table>')

@@ -215,3 +215,21 @@ def _band_against_below(claim: str, frame: pd.DataFrame, value: str) -> Verdict:
     inside, below = rows["curvature"].between(*BAND), rows["curvature"] < BAND[0]
     test = paired_difference(_mean_by_seed(rows, value, inside), _mean_by_seed(rows, value, below))
     return Verdict(claim, f"Between 4 and 10 against below 4, all orders: {_points(test)}.", _sign(test, +1))
+
+
+def figure_3(frame: pd.DataFrame, value: str) -> list[Verdict]:
+    """The claims of Fig. 3 (and of Fig. 4-6, which repeat them elsewhere), in the order of the text."""
+    return [rule(frame, value) for rule in (peak_in_band, orders_agree_below, rises_below, falls_beyond)]
+
+
+def figure_7(frame: pd.DataFrame, value: str) -> list[Verdict]:
+    """The claims of Fig. 7 left and of the mechanism behind it, for each of the two losses."""
+    return [
+        verdict
+        for loss in ("clean", "adversarial")
+        for verdict in (
+            hessian_least_in_band(frame, loss),
+            hessian_goes_with_robustness(frame, value, loss),
+            relu_is_sharper(frame, loss),
+        )
+    ]

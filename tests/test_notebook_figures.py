@@ -116,3 +116,14 @@ def test_figure_7(store, tmp_path):
 def test_figure_3_refuses_a_misspelt_parameter(tmp_path):
     with pytest.raises(Exception, match="unknown parameter grid; it takes grids, paper_grid, value"):
         execute_notebook(FIGURES / "figure_3.ipynb", tmp_path / "out.ipynb", {"grid": []})
+
+
+def test_summary_has_a_row_per_claim(store, tmp_path):
+    out = tmp_path / "summary.ipynb"
+    grids = [str(store / f"{name}.yaml") for name in ("known", "empty")]
+    execute_notebook(
+        FIGURES / "summary.ipynb", out, {"adversarial_grids": grids, "standard_grids": [str(store / "standard.yaml")]}
+    )
+    tables = [box for box in outputs(out, "text/html") if "verdicts" in box]
+    assert [table.count("<tr>") - 1 for table in tables] == [4 + 6, 1]
+    assert "supported</td>" in tables[0].split("<tr>")[2]  # the peak was put at 6.5
