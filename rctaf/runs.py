@@ -244,7 +244,8 @@ def run(path: Path, jobs: int) -> int:
     failed: set[str] = set()
     # the average of all runs so far (smoothing=0): single runs differ, their mean does not
     bar = tqdm(total=len(cells), initial=len(cells) - len(todo), desc=path.stem, unit="run", smoothing=0)
-    if not sys.stderr.isatty():
+    live = sys.stderr.isatty()
+    if not live:
         bar.mininterval = 30  # a log file wants a line now and then
     with open(log, "w") as output, bar, subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output) as scheduler:
         running = True

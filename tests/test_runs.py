@@ -98,7 +98,7 @@ def start(*words):
     )
 
 
-def wait_for(condition, seconds=200):
+def wait_for(condition, seconds=400):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
