@@ -156,7 +156,7 @@ def build() -> bool:
     output = STAGE / "_build"
     shutil.rmtree(output, ignore_errors=True)
     jupyter_book = Path(sysconfig.get_path("scripts")) / "jupyter-book"
-    command = [jupyter_book, "build", STAGE, "--all", "--quiet", "--warningiserror", "--keep-going"]
+    command = [str(jupyter_book), "build", str(STAGE), "--all", "--quiet", "--warningiserror", "--keep-going"]
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         return False
     shutil.rmtree(HTML, ignore_errors=True)
