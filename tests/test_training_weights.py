@@ -192,3 +192,15 @@ def test_state_of_methods_and_average_survives_a_kill(method, tmp_path, monkeypa
         history, state = run(checkpoint=path)
         assert history == whole[0]
         assert all(torch.equal(v, whole[1][k]) for k, v in state.items())
+
+
+@pytest.mark.parametrize("network", ["resnet18", "wrn_28_10"])
+def test_the_full_networks_take_a_step_of_each_method(network):
+    dataset = load("digits", 4, 1)
+    common = {"network": network, "epochs": 1, "lr": 0.01, "attack_steps": 1}
+    model = from_config(RunConfig(**common, method="dajat"), in_channels=1, n_classes=10)
+    before = [p.detach().clone() for p in model.parameters()]
+    for method in ("standard", "pgd", "trades", "mart", "dkl", "dajat"):
+        train(model, dataset, RunConfig(**common, method=method))
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True) if p.ndim > 1)

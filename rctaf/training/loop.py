@@ -72,7 +72,7 @@ def train(
             if checkpoint is not None and (epoch == config.epochs or time.monotonic() - saved > CHECKPOINT_EVERY):
                 run.save(checkpoint)
                 saved = time.monotonic()
-    if config.averaging is not None:
+    if run.average is not None:
         run.average.install()
     model.eval()
     return run.history
@@ -88,7 +88,8 @@ class _Run:
         self.method = make_method(config)
         self.optimizer = make_optimizer(model, config)
         self.generators = make_generators(config.seed, self.device)
-        self.average = WeightAverage(model, config.averaging_decay or 0.0)
+        decay = config.averaging_decay  # None where no average is asked for
+        self.average = None if decay is None else WeightAverage(model, decay)
         self.history: dict[str, list[float]] = {}
 
     @property
@@ -100,9 +101,9 @@ class _Run:
         started = time.perf_counter()
         config, model, device = self.config, self.model, self.device
         lr, budget = schedules.learning_rate(config, epoch), schedules.budget(config, epoch)
-        averaging = config.averaging if epoch >= (config.averaging_from or 1) else None
-        if epoch == config.averaging_from:
-            self.average.restart()
+        average = self.average if epoch >= (config.averaging_from or 1) else None
+        if average is not None and epoch == config.averaging_from:
+            average.restart()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         model.train()
@@ -113,14 +114,14 @@ class _Run:
         for step, batch in enumerate(torch.tensor_split(order, self.steps), 1):
             y = self.dataset.train_y[batch]
             outcome = self._step(self.dataset.train_x[batch], y, epoch, budget)
-            if averaging == "step":
-                self.average.update()
+            if average is not None and config.averaging == "step":
+                average.update()
             losses.append(outcome.loss.detach())
             for name, logits in outcome.logits.items():
                 correct[name] = correct.get(name, 0) + (logits.detach().argmax(1) == y).sum()
             self.progress((epoch - 1) * self.steps + step, config.epochs * self.steps, None)
-        if averaging == "epoch":
-            self.average.update()
+        if average is not None and config.averaging == "epoch":
+            average.update()
         self.method.end_epoch()
         values = torch.stack(losses).tolist()  # the only synchronisation of the epoch
         for step, value in enumerate(values, 1):
@@ -176,7 +177,7 @@ class _Run:
 
     def _parts(self) -> dict[str, Any]:
         parts = {"model": self.model, "optimizer": self.optimizer, "method": self.method}
-        return parts | ({"average": self.average} if self.config.averaging is not None else {})
+        return parts | ({} if self.average is None else {"average": self.average})
 
     def save(self, path: Path) -> None:
         """Write the checkpoint whole or not at all."""
