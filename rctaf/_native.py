@@ -67,6 +67,11 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
+def available() -> bool:
+    """Whether float32 tensors in CPU memory go through the kernel on this machine."""
+    return _library() is not None
+
+
 _HEADS = {0: 2, 1: 1}  # beyond the polynomial: x s for sigma itself, s for its first derivative
 
 

@@ -114,7 +114,7 @@ class RunConfig(BaseModel):
     awp: float | None = Field(None, gt=0, description="size of the adversarial weight perturbation; None: without")
     awp_from: int | None = Field(1, ge=1, description="first epoch with it, counted from 1")
     averaging: Literal["step", "epoch"] | None = Field(None, description="evaluate an average of the weights")
-    averaging_decay: float | None = Field(None, ge=0, lt=1, description="average = decay * average + rest * weights")
+    averaging_decay: float | None = Field(None, ge=0, lt=1, description="decay * average + (1 - decay) * weights")
     averaging_from: int | None = Field(1, ge=1, description="first epoch that is averaged, counted from 1")
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = Field(0, ge=0)

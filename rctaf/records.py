@@ -175,6 +175,8 @@ def provenance(started: float) -> dict[str, Any]:
     """Where, when and with what a run was made; ``started`` is its ``time.time()``."""
     import torch
 
+    from rctaf import _native
+
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
         return done.stdout.strip()
@@ -193,6 +195,7 @@ def provenance(started: float) -> dict[str, Any]:
         "wall_s": round(time.time() - started, 2),
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
+        "activation_kernel": "C" if not cuda and _native.available() else "PyTorch",  # they round differently
         "python": platform.python_version(),
         "packages": versions,
     }
