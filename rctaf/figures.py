@@ -7,18 +7,26 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 from IPython.display import HTML
 from plotly.io._base_renderers import MimetypeRenderer
 
+from rctaf import paper
 from rctaf.config import Grid
 from rctaf.records import ROOT, Record, find, table
 from rctaf.statistics import mean_interval
 from rctaf.verdicts import BAND, Verdict
 
 COLOURS = {0: "#0072b2", 1: "#d55e00", 2: "#009e73", 3: "#cc79a7", 4: "#e69f00", None: "#888888"}  # Okabe-Ito
+ROBUSTNESS = {  # columns of the records, in the words of an axis title
+    "screening_accuracy": "accuracy under APGD-CE + APGD-T",
+    "robust_accuracy": "robust accuracy (AutoAttack)",
+    "pgd20_accuracy": "accuracy under PGD-20",
+    "pgd20_larger_accuracy": "accuracy under PGD-20, larger ε",
+}
 GRID_COLOUR = "rgba(128,128,128,0.25)"  # readable on white and on black
 
 
@@ -111,20 +119,25 @@ def cells(frame: pd.DataFrame, value: str, by: Sequence[str] = ("activation", "b
     return pd.DataFrame(rows)
 
 
-def curves(cells: pd.DataFrame, y_title: str, title: str, *, x: str = "curvature", percent: bool = True) -> go.Figure:
-    """One line per order over ``curvature`` or ``alpha`` (log axis), with 95 % intervals over seeds.
+def curves(
+    cells: pd.DataFrame, y_title: str, title: str, *, x: str = "curvature", series: str = "beta", percent: bool = True
+) -> go.Figure:
+    """One line per order (or network, or method) over ``curvature`` or ``alpha``, with 95 % intervals over seeds.
 
     Args:
-        cells: from :func:`cells`, RCT-AF rows only.
+        cells: from :func:`cells` with ``by=(series, x)`` among its keys, RCT-AF rows only.
+        series: the column that tells the lines apart.
         percent: multiply the values by 100.
     """
     scale = 100 if percent else 1
     unit = " %" if percent else ""
     fig = go.Figure()
-    for _, group in cells.sort_values(x).groupby("beta"):
-        beta = int(group["beta"].iloc[0])
+    for place, (_, group) in enumerate(cells.sort_values(x).groupby(series, sort=True)):
+        which = group[series].iloc[0]
+        name = f"order β = {int(which)}" if series == "beta" else str(which)
+        colour = COLOURS[int(which) if series == "beta" else place]
         text = [
-            f"order β = {beta}, {x} {row[x]:.4g}<br>mean {row['mean'] * scale:.4g}{unit}"
+            f"{name}, {x} {row[x]:.4g}<br>mean {row['mean'] * scale:.4g}{unit}"
             + (f", 95 % interval {row['low'] * scale:.4g} to {row['high'] * scale:.4g}" if row["n"] > 1 else "")
             + f"<br>{row['n']} seed{'s' if row['n'] > 1 else ''}<br>runs {_wrap(row['runs'])}"
             for _, row in group.iterrows()
@@ -134,9 +147,9 @@ def curves(cells: pd.DataFrame, y_title: str, title: str, *, x: str = "curvature
             x=group[x],
             y=group["mean"] * scale,
             error_y={"array": spread, "thickness": 1} if (group["n"] > 1).any() else None,
-            name=f"order β = {beta}",
+            name=name,
             mode="lines+markers",
-            line={"color": COLOURS[beta]},
+            line={"color": colour},
             text=text,
             hovertemplate="%{text}<extra></extra>",
         )
@@ -193,3 +206,41 @@ def verdict_table(verdicts: Sequence[Verdict]) -> HTML:
     )
     head = "<tr><th>claim of the paper</th><th>measured here</th><th>verdict</th></tr>"
     return HTML(f'<table class="table verdicts"><thead>{head}</thead><tbody>{rows}</tbody></table>')
+
+
+def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
+    """Table 1 with the paper's printed numbers beside the records of one scale.
+
+    Args:
+        frame: of one grid, from :func:`rctaf.records.table`.
+        value: the column that measures robustness.
+        tuned: max|σ''| of the RCT-AF rows.
+    """
+    from rctaf.symbolic import prove_baseline  # SymPy, which no other figure needs
+
+    def measured(rows: pd.DataFrame, column: str) -> str:
+        values = rows[column].dropna().to_numpy(float) if column in rows else np.empty(0)
+        if len(values) == 0:
+            return "no record"
+        e = mean_interval(100 * values)
+        return f"{e.value:.2f}" + (f" ({e.low:.2f} to {e.high:.2f}), {e.n} seeds" if e.n > 1 else ", 1 seed")
+
+    lines = []
+    for name, (clean, robust, curvature) in paper.TABLE_1.items():
+        kind, _, order = name.partition(" β=")
+        if order:
+            near = frame["curvature"].sub(tuned).abs() < 1e-9 * tuned
+            rows, true = frame[(frame["activation"] == kind) & (frame["beta"] == int(order)) & near], f"{tuned:g}"
+        else:
+            rows, proof = frame[frame["activation"] == kind], prove_baseline(kind)
+            true = "none (kink)" if proof.regularity == "kink" else f"{proof.maximum:.3f}"
+        printed = "–" if curvature is None else f"{curvature:g}"
+        cells = (name, f"{clean:.2f}", f"{robust:.2f}", printed, true, measured(rows, "clean_accuracy"))
+        lines.append("".join(f"<td>{cell}</td>" for cell in (*cells, measured(rows, value))))
+    head = (
+        "<tr><th rowspan='2'>activation</th><th colspan='3'>as printed</th><th colspan='3'>here</th></tr>"
+        "<tr><th>clean %</th><th>AutoAttack %</th><th>max|σ''|</th>"
+        f"<th>max|σ''|</th><th>clean %</th><th>{ROBUSTNESS[value]} %</th></tr>"
+    )
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return HTML(f'<table class="table"><thead>{head}</thead><tbody>{body}</tbody></table>')

@@ -47,6 +47,13 @@ def store(tmp_path_factory):
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(doc))
             if name != "empty":
                 fill(Grid(**doc), peak=6.5, hessian_least=1.0)
+        for name, choices in (("network", ["resnet_small", "resnet18"]), ("method", ["pgd", "mart"])):
+            doc = {
+                "name": name, "scale": f"synthetic {name}", "base": {"beta": 1},
+                "blocks": [{"axes": {"seed": [0, 1, 2], name: choices, "curvature": CURVATURES}}],
+            }  # fmt: skip
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(doc))
+            fill(Grid(**doc), peak=6.5, hessian_least=1.0)
         yield folder
 
 
@@ -111,6 +118,44 @@ def test_figure_7(store, tmp_path):
     verdicts = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
     assert len(verdicts) == 7
     assert "Verdict: not supported" in verdicts[0]  # the least norm was put at 1
+
+
+@pytest.mark.parametrize(
+    ("figure", "series"), [("figure_4", "network"), ("figure_5", "method"), ("figure_6", "method")]
+)
+def test_comparisons(store, tmp_path, figure, series):
+    out = tmp_path / f"{figure}.ipynb"
+    execute_notebook(FIGURES / f"{figure}.ipynb", out, {"grids": [str(store / f"{series}.yaml")]})
+    (drawn,) = outputs(out, "application/vnd.plotly.v1+json")
+    lines = {trace["name"]: numbers(trace["y"]) for trace in drawn["data"]}
+    cells = Grid.load(store / f"{series}.yaml").cells()
+    for name, line in lines.items():
+        for y, c in zip(line, CURVATURES, strict=True):
+            chosen = [
+                run_id for run_id, config in cells.items()
+                if getattr(config, series) == name and config.curvature == pytest.approx(c)
+            ]  # fmt: skip
+            docs = [json.loads((store / "local" / run_id / "run.json").read_text()) for run_id in chosen]
+            assert len(docs) == 3
+            assert y == pytest.approx(100 * sum(d["metrics"]["screening_accuracy"] for d in docs) / 3, rel=1e-12)
+    assert len(lines) == 2
+    boxes = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
+    assert len(boxes) == 2
+
+
+def test_table_1(store, tmp_path):
+    out = tmp_path / "table_1.ipynb"
+    execute_notebook(FIGURES / "table_1.ipynb", out, {"grids": [str(store / "known.yaml")]})
+    (table,) = (box for box in outputs(out, "text/html") if "as printed" in box)
+    rows = {row.split("</td>")[0].removeprefix("<td>"): row for row in table.split("<tr>")}
+    assert "no record" in rows["gelu"]
+    assert "none (kink)" in rows["relu"]
+    assert ">0.362<" in rows["mish"]  # printed
+    assert ">0.644<" in rows["mish"]  # true
+    for beta in range(3):
+        mean = 100 * expected(store, "known", beta, lambda m: m["screening_accuracy"])[CURVATURES.index(7)]
+        assert f"<td>{mean:.2f} (" in rows[f"rctaf β={beta}"]
+        assert "4 seeds" in rows[f"rctaf β={beta}"]
 
 
 def test_figure_3_refuses_a_misspelt_parameter(tmp_path):
