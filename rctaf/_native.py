@@ -39,15 +39,17 @@ def _library() -> ctypes.CDLL | None:
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None or sys.platform == "win32":
         return None
-    key = hashlib.sha256("\0".join([_SOURCE.read_text(), *_FLAGS, _processor(), compiler]).encode()).hexdigest()[:16]
+    source = _SOURCE.read_text()
+    key = hashlib.sha256("\0".join([source, *_FLAGS, _processor(), compiler]).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rctaf"
     path = folder / f"{key}.so"
     try:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as work:
+                Path(work, "kernel.c").write_text(source)  # exactly what the key was made of, whoever edits meanwhile
                 for openmp in (["-fopenmp"], []):  # Apple's compiler has none: one thread then
-                    command = [compiler, *_FLAGS, *openmp, "-o", f"{work}/kernel.so", str(_SOURCE), "-lm"]
+                    command = [compiler, *_FLAGS, *openmp, "-o", f"{work}/kernel.so", f"{work}/kernel.c", "-lm"]
                     if subprocess.run(command, capture_output=True).returncode == 0:
                         os.replace(f"{work}/kernel.so", path)
                         break
