@@ -234,8 +234,7 @@ def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
         else:
             rows, proof = frame[frame["activation"] == kind], prove_baseline(kind)
             true = "none (kink)" if proof.regularity == "kink" else f"{proof.maximum:.3f}"
-        printed = "–" if curvature is None else f"{curvature:g}"
-        cells = (name, f"{clean:.2f}", f"{robust:.2f}", printed, true, measured(rows, "clean_accuracy"))
+        cells = (name, f"{clean:.2f}", f"{robust:.2f}", curvature or "–", true, measured(rows, "clean_accuracy"))
         lines.append("".join(f"<td>{cell}</td>" for cell in (*cells, measured(rows, value))))
     head = (
         "<tr><th rowspan='2'>activation</th><th colspan='3'>as printed</th><th colspan='3'>here</th></tr>"
