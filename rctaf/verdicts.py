@@ -33,11 +33,18 @@ class Verdict:
 
 
 def complete_seeds(frame: pd.DataFrame, value: str) -> pd.DataFrame:
-    """The RCT-AF rows of the seeds that have every cell of the frame; a sweep under way leaves some without."""
-    rows = frame[(frame["activation"] == "rctaf") & frame[value].notna()]
-    per_seed = rows.groupby("seed").size()
+    """The RCT-AF rows that can be judged while a sweep is under way.
+
+    First the cells that have at least ``MIN_SEEDS`` seeds (all cells where none has), then the seeds that have every
+    one of these cells: no mean is ever compared with a mean over other seeds.
+    """
+    rows = frame[(frame["activation"] == "rctaf") & frame[value].notna()].astype({"beta": int})
+    seeds = rows.groupby(["beta", "curvature"])["seed"].transform("nunique")
+    if (seeds >= MIN_SEEDS).any():
+        rows = rows[seeds >= MIN_SEEDS]
     cells = len(rows[["beta", "curvature"]].drop_duplicates())
-    return rows[rows["seed"].isin(per_seed.index[per_seed == cells])].astype({"beta": int})
+    per_seed = rows.groupby("seed").size()
+    return rows[rows["seed"].isin(per_seed.index[per_seed == cells])]
 
 
 def _judge(claim: str, frame: pd.DataFrame, value: str) -> tuple[pd.DataFrame, Verdict | None]:
@@ -106,6 +113,8 @@ def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
     rows, stop = _judge(claim, frame, value)
     if stop:
         return stop
+    if rows["beta"].nunique() < 2:
+        return Verdict(claim, f"Only order {rows['beta'].iloc[0]} has {MIN_SEEDS} seeds so far.", "not testable")
     pairs = orders_coincide(rows, value, below=math.nextafter(BAND[0], 0), margin=MARGIN)
     words = "; ".join(
         f"orders {p['orders']}: {100 * p['difference']:+.2f} points ({100 * p['low']:+.2f} to {100 * p['high']:+.2f})"

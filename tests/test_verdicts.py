@@ -88,3 +88,14 @@ def test_a_seed_with_a_missing_cell_is_left_out(frame):
     rows = frame(peak=6.5, hessian_least=6.5)
     gap = rows.drop(index=rows[(rows["seed"] == 3) & (rows["beta"] == 1)].index[0])
     assert sorted(verdicts.complete_seeds(gap, VALUE)["seed"].unique()) == [0, 1, 2, 4, 5]
+
+
+def test_a_sweep_under_way_is_judged_on_what_is_complete(frame):
+    """Order 1 is done; of the others only one seed exists so far."""
+    rows = frame(peak=6.5, hessian_least=6.5)
+    partial = rows[(rows["beta"] == 1) | (rows["seed"] == 0) | (rows["activation"] == "relu")]
+    chosen = verdicts.complete_seeds(partial, VALUE)
+    assert set(chosen["beta"]) == {1}
+    assert chosen["seed"].nunique() == 6
+    assert verdicts.peak_in_band(partial, VALUE).outcome == "supported"
+    assert verdicts.orders_agree_below(partial, VALUE).outcome == "not testable"
