@@ -116,7 +116,7 @@ def cells(frame: pd.DataFrame, value: str, by: Sequence[str] = ("activation", "b
         e = mean_interval(group[value].to_numpy(float))
         cell = {"mean": e.value, "low": e.low, "high": e.high, "n": e.n, "runs": " ".join(group["id"])}
         rows.append(dict(zip(by, key, strict=True)) | cell)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n", "runs"])  # columns also where nothing is there
 
 
 def curves(

@@ -97,6 +97,19 @@ def test_figure_3(store, tmp_path):
     assert "all made on this machine" in text
 
 
+def test_quick_has_no_baselines_and_one_seed(store, tmp_path):
+    doc = yaml.safe_load((store / "known.yaml").read_text())
+    doc["blocks"] = [{"axes": {"seed": [0], "beta": [0, 1, 2], "curvature": CURVATURES}}]
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(doc))
+    for figure in ("figure_3", "figure_7"):
+        out = tmp_path / f"{figure}.ipynb"
+        execute_notebook(FIGURES / f"{figure}.ipynb", out, {"grids": [str(tmp_path / "one.yaml")]})
+        assert len(outputs(out, "application/vnd.plotly.v1+json")) >= 2
+        boxes = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
+        assert boxes
+        assert all("Verdict: not testable" in box for box in boxes)
+
+
 def test_figure_7(store, tmp_path):
     out = tmp_path / "figure_7.ipynb"
     parameters = {
