@@ -190,7 +190,8 @@ def provenance(started: float) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "git_commit": git("rev-parse", "HEAD") or None,
-        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        # whether what a run executes differs from that commit; prose and other records do not matter
+        "git_dirty": bool(git("status", "--porcelain", "--", "rctaf", "notebooks/experiments")),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "wall_s": round(time.time() - started, 2),
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
