@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -154,21 +155,30 @@ def curves(
             hovertemplate="%{text}<extra></extra>",
         )
     if x == "curvature":
-        fig.add_vrect(*BAND, fillcolor="rgba(128,128,128,0.18)", line_width=0, annotation_text="paper: 4 to 10")
+        fig.add_vrect(*BAND, fillcolor="rgba(128,128,128,0.18)", line_width=0)
+        # on a logarithmic axis Plotly places shapes by value and annotations by exponent
+        middle = float(np.log10(BAND).mean())
+        fig.add_annotation(x=middle, y=1, yref="paper", yanchor="bottom", text="paper: 4 to 10", showarrow=False)
     fig.update_xaxes(type="log", title={"curvature": "max|σ''|", "alpha": "sharpness α"}[x])
     fig.update_yaxes(title=y_title + unit)
-    fig.update_layout(title={"text": title, "font": {"size": 15}})
+    lines = textwrap.wrap(title, 80)  # Plotly cuts a long title off
+    fig.update_layout(
+        title={"text": "<br>".join(lines), "font": {"size": 14}, "x": 0, "xref": "paper", "y": 0.98, "yanchor": "top"},
+        margin={"t": 46 + 18 * len(lines)},
+        legend={"y": -0.22, "yanchor": "top"},
+        height=440,
+    )
     return fig
 
 
 def add_reference_lines(fig: go.Figure, cells: pd.DataFrame, *, percent: bool = True) -> go.Figure:
-    """A dotted line for each named baseline, at its mean over seeds."""
+    """A dotted line for each named baseline, at its mean over seeds; the type of the y axis must be set before."""
     for _, row in cells.sort_values("mean").iterrows():
-        fig.add_hline(
-            y=row["mean"] * (100 if percent else 1),
-            line={"dash": "dot", "width": 1, "color": COLOURS[None]},
-            annotation_text=row["activation"],
-            annotation_position="bottom right",
+        y = row["mean"] * (100 if percent else 1)
+        fig.add_hline(y=y, line={"dash": "dot", "width": 1, "color": COLOURS[None]})
+        at = np.log10(y) if fig.layout.yaxis.type == "log" else y
+        fig.add_annotation(
+            x=1, xref="paper", xanchor="right", y=at, yanchor="bottom", text=row["activation"], showarrow=False
         )
     return fig
 

@@ -59,22 +59,34 @@ def _optima(rows: pd.DataFrame, value: str, kind: Literal["max", "min"]) -> dict
     return {beta: optimum(rows[rows["beta"] == beta], value, kind=kind) for beta in sorted(set(rows["beta"]))}
 
 
-def _place(optima: dict[int, Optimum]) -> tuple[str, str]:
-    """The places in words, and the outcome for "between 4 and 10 in every order".
+def _resolved(found: Optimum, tested: list[float]) -> tuple[float, float]:
+    """The interval of an optimum, at least as wide as the step between the curvatures that were tested.
 
-    Supported: every interval lies inside the band. Not supported: some interval lies wholly outside. Else undecided.
+    Seeds say how far the fitted curve moves; what lies between two tested curvatures they cannot say.
+    """
+    nearest = int(np.abs(np.log(tested) - math.log(found.curvature.value)).argmin())
+    low, high = tested[max(nearest - 1, 0)], tested[min(nearest + 1, len(tested) - 1)]
+    return min(found.curvature.low, low), max(found.curvature.high, high)
+
+
+def _place(rows: pd.DataFrame, value: str, kind: Literal["max", "min"]) -> tuple[str, str]:
+    """The places of the optima in words, and the outcome for "between 4 and 10 in every order".
+
+    Supported: every interval (see :func:`_resolved`) lies inside the band. Not supported: some interval lies wholly
+    outside. Else undecided.
     """
     words, outcomes = [], []
-    for beta, found in optima.items():
-        c = found.curvature
+    for beta, found in _optima(rows, value, kind).items():
+        low, high = _resolved(found, sorted(set(rows.loc[rows["beta"] == beta, "curvature"])))
         words.append(
-            f"order {beta}: {c.value:.2g} (95 % interval {c.low:.2g} to {c.high:.2g}"
+            f"order {beta}: {found.curvature.value:.2g} (between {low:.2g} and {high:.2g}"
             + ("" if found.identified else "; a plateau or at the edge of the grid")
             + ")"
         )
-        inside = BAND[0] <= c.low and c.high <= BAND[1]
-        outcomes.append("in" if inside else "out" if c.high < BAND[0] or c.low > BAND[1] else "?")
+        inside = BAND[0] <= low and high <= BAND[1]
+        outcomes.append("in" if inside else "out" if high < BAND[0] or low > BAND[1] else "?")
     outcome = "not supported" if "out" in outcomes else "supported" if set(outcomes) == {"in"} else "undecided"
+    words.append(f"{rows['seed'].nunique()} seeds; 95 % over seeds, and never finer than the curvatures tested")
     return "; ".join(words), outcome
 
 
@@ -99,8 +111,8 @@ def peak_in_band(frame: pd.DataFrame, value: str) -> Verdict:
     rows, stop = _judge(claim, frame, value)
     if stop:
         return stop
-    words, outcome = _place(_optima(rows, value, "max"))
-    return Verdict(claim, f"Place of the peak: {words}; {rows['seed'].nunique()} seeds.", outcome)
+    words, outcome = _place(rows, value, "max")
+    return Verdict(claim, f"Place of the peak: {words}.", outcome)
 
 
 def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
@@ -165,8 +177,8 @@ def hessian_least_in_band(frame: pd.DataFrame, loss: str) -> Verdict:
     rows, stop = _judge(claim, frame, "log_rms")
     if stop:
         return stop
-    words, outcome = _place(_optima(rows, "log_rms", "min"))
-    return Verdict(claim, f"Place of the minimum: {words}; {rows['seed'].nunique()} seeds.", outcome)
+    words, outcome = _place(rows, "log_rms", "min")
+    return Verdict(claim, f"Place of the minimum: {words}.", outcome)
 
 
 def hessian_goes_with_robustness(frame: pd.DataFrame, value: str, loss: str) -> Verdict:

@@ -38,7 +38,7 @@ def store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RCTAF_RESULTS", str(folder))
         patch.setenv("OMP_NUM_THREADS", "1")
-        for name, method in (("known", "trades"), ("standard", "standard"), ("empty", "pgd")):
+        for name, method in (("known", "trades"), ("standard", "standard"), ("empty", "dkl")):
             axes = {"seed": [0, 1, 2, 3], "beta": [0, 1, 2], "curvature": CURVATURES}
             doc = {
                 "name": name, "scale": f"synthetic {name}", "base": {"method": method},

@@ -99,3 +99,11 @@ def test_a_sweep_under_way_is_judged_on_what_is_complete(frame):
     assert chosen["seed"].nunique() == 6
     assert verdicts.peak_in_band(partial, VALUE).outcome == "supported"
     assert verdicts.orders_agree_below(partial, VALUE).outcome == "not testable"
+
+
+def test_a_coarse_grid_leaves_the_peak_between_its_points(frame):
+    """The peak is at 1, but with nothing tested between 0.25 and 4 it could be anywhere there."""
+    rows = frame(peak=1.0, hessian_least=6.5)
+    coarse = rows[~rows["curvature"].isin([0.5, 2])]
+    assert verdicts.peak_in_band(coarse, VALUE).outcome == "undecided"
+    assert verdicts.peak_in_band(rows, VALUE).outcome == "not supported"
