@@ -100,9 +100,11 @@ def execute_notebook(
         except PapermillExecutionError as error:
             raise NotebookError(f"{src}: {_stopped_at(partial)}: {error.ename}: {_first_line(error.evalue)}") from None
         except DeadKernelError:
-            raise NotebookError(f"{src}: {_stopped_at(partial)}: the kernel died (killed, or out of memory)") from None
+            raise NotebookError(
+                f"{src}: {_last_started(partial)}: the kernel died (killed, or out of memory)"
+            ) from None
         except CellTimeoutError:
-            raise NotebookError(f"{src}: {_stopped_at(partial)}: took longer than {timeout:g} s") from None
+            raise NotebookError(f"{src}: {_last_started(partial)}: took longer than {timeout:g} s") from None
     if where := _stopped_at(partial):  # papermill forgives sys.exit(0)
         raise NotebookError(f"{src}: {where}: sys.exit before the end")
     os.replace(partial, dst)
@@ -120,14 +122,25 @@ def _first_line(text: str) -> str:
     return lines[0] if lines else ""
 
 
+def _code_cells(partial: Path) -> list[tuple[str, nbformat.NotebookNode]]:
+    """The code cells with their names, such as ``code cell 3 (`model = ...`)``."""
+    cells = [cell for cell in nbformat.read(partial, as_version=4).cells if cell.cell_type == "code"]
+    return [(f"code cell {n} (`{_first_line(cell.source)[:60]}`)", cell) for n, cell in enumerate(cells, start=1)]
+
+
 def _stopped_at(partial: Path) -> str:
-    """The first code cell that failed or did not run, as ``code cell 3 (`model = ...`)``; empty if all ran."""
-    cells = (cell for cell in nbformat.read(partial, as_version=4).cells if cell.cell_type == "code")
-    for number, cell in enumerate(cells, start=1):
+    """The first code cell that failed or did not run; empty if all ran."""
+    for name, cell in _code_cells(partial):
         failed = any(out.output_type == "error" for out in cell.outputs)
         if failed or (cell.source.strip() and cell.execution_count is None):
-            return f"code cell {number} (`{_first_line(cell.source)[:60]}`)"
+            return name
     return ""
+
+
+def _last_started(partial: Path) -> str:
+    """The cell in which the kernel died or was too slow: nothing but papermill's clock says which that was."""
+    started = [name for name, cell in _code_cells(partial) if cell.metadata.get("papermill", {}).get("start_time")]
+    return started[-1] if started else "before the first code cell"
 
 
 @contextmanager
