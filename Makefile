@@ -38,7 +38,6 @@ clean: ## forget what was built; runs and their records stay
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv (a few minutes the first time)"
 	@test -x $(PY) || $(PYTHON) -m venv .venv
-	@# one resolution; bytecode is made for what is imported, when it is
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt \
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  -e '.[experiments,notebooks,batch,book,dev]'
 	@touch $@
