@@ -5,6 +5,7 @@ JOBS ?= $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() or 1, 8))")
 
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
+DEVELOPER := .venv/.developer
 
 .PHONY: book pages test check runs lab clean
 
@@ -20,7 +21,7 @@ pages: $(INSTALLED) ## the book from the records that exist: no training
 test: book check ## the whole test suite, browser included
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS)
 
-check: $(INSTALLED) ## style, types, notebooks without outputs
+check: $(DEVELOPER) ## style, types, notebooks without outputs
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
@@ -35,9 +36,14 @@ lab: $(INSTALLED) ## the notebooks in JupyterLab
 clean: ## forget what was built; runs and their records stay
 	rm -rf _build vendor node_modules
 
+PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv (a few minutes the first time)"
 	@test -x $(PY) || $(PYTHON) -m venv .venv
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -e '.[experiments,notebooks,batch,book,dev]'
+	@$(PIP_INSTALL) -e '.[experiments,notebooks,batch,book]'
+	@touch $@
+
+$(DEVELOPER): $(INSTALLED) ## what only the tests and checks need
+	@$(PIP_INSTALL) -e '.[experiments,notebooks,batch,book,dev]'
 	@touch $@
