@@ -161,9 +161,17 @@ def curves(
         fig.add_annotation(x=middle, y=1, yref="paper", yanchor="bottom", text="paper: 4 to 10", showarrow=False)
     fig.update_xaxes(type="log", title={"curvature": "max|σ''|", "alpha": "sharpness α"}[x])
     fig.update_yaxes(title=y_title + unit)
-    lines = textwrap.wrap(title, 80)  # Plotly cuts a long title off
+    lines = textwrap.wrap(title, 72)  # Plotly cuts a long title off
     fig.update_layout(
-        title={"text": "<br>".join(lines), "font": {"size": 14}, "x": 0, "xref": "paper", "y": 0.98, "yanchor": "top"},
+        title={
+            "text": "<br>".join(lines),
+            "font": {"size": 14},
+            "x": 0,
+            "xref": "paper",
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 12},
+        },
         margin={"t": 46 + 18 * len(lines)},
         legend={"y": -0.22, "yanchor": "top"},
         height=440,
