@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -269,10 +268,3 @@ def explain(error: Exception) -> str:
         given = "" if item["type"] == "missing" else f"={item['input']!r}"
         lines.append(f"{where}{given}: {item['msg']}")
     return "; ".join(lines)
-
-
-def isclose(a: float | None, b: float | None) -> bool:
-    """Equality of two curvatures up to the 12 digits that ids keep; None equals only None."""
-    if a is None or b is None:
-        return a is b
-    return math.isclose(a, b, rel_tol=1e-9)
