@@ -18,7 +18,7 @@ from plotly.io._base_renderers import MimetypeRenderer
 from rctaf import paper
 from rctaf.config import Grid
 from rctaf.records import ROOT, Record, find, table
-from rctaf.statistics import mean_interval
+from rctaf.statistics import cell_means, mean_interval
 from rctaf.verdicts import BAND, Verdict
 
 COLOURS = {0: "#0072b2", 1: "#d55e00", 2: "#009e73", 3: "#cc79a7", 4: "#e69f00", None: "#888888"}  # Okabe-Ito
@@ -112,12 +112,10 @@ def cells(frame: pd.DataFrame, value: str, by: Sequence[str] = ("activation", "b
     Returns:
         one row per cell: ``by``, ``mean``, ``low``, ``high`` (NaN with one seed), ``n``, ``runs`` (the ids).
     """
-    rows = []
-    for key, group in frame.dropna(subset=[value]).groupby(list(by), dropna=False):
-        e = mean_interval(group[value].to_numpy(float))
-        cell = {"mean": e.value, "low": e.low, "high": e.high, "n": e.n, "runs": " ".join(group["id"])}
-        rows.append(dict(zip(by, key, strict=True)) | cell)
-    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n", "runs"])  # columns also where nothing is there
+    rows = frame.dropna(subset=[value])
+    means = cell_means(rows, value, by).rename(columns={"value": "mean"})
+    runs = rows.groupby(list(by), dropna=False)["id"].agg(" ".join)  # the cells in the same order
+    return means.assign(runs=runs.to_numpy())
 
 
 def curves(

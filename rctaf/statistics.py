@@ -58,9 +58,9 @@ def mean_interval(values: Sequence[float] | Array) -> Estimate:
 def cell_means(frame: pd.DataFrame, value: str, by: Sequence[str] = ("beta", "curvature")) -> pd.DataFrame:
     """:func:`mean_interval` of every cell: the columns of ``by``, then ``value``, ``low``, ``high``, ``n``."""
     rows = []
-    for key, part in frame.groupby(list(by), sort=True):
+    for key, part in frame.groupby(list(by), sort=True, dropna=False):  # baselines have no order and no curvature
         rows.append(dict(zip(by, key, strict=True)) | vars(mean_interval(part[value].to_numpy(float))))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "n"])  # columns also where nothing is there
 
 
 # --- where is the best curvature? ------------------------------------------------------------------------------------

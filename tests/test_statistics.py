@@ -71,6 +71,9 @@ def test_cell_means():
     assert len(means) == 20
     assert means["value"].tolist() == pytest.approx([*CURVATURES, *CURVATURES])
     assert set(means["n"]) == {2}
+    baseline = cell_means(frame.assign(curvature=math.nan), "value")  # no curvature is a cell too, not a lost row
+    assert baseline["n"].tolist() == [20, 20]
+    assert list(cell_means(frame.iloc[:0], "value").columns) == list(means.columns)
 
 
 # --- optimum ---

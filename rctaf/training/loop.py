@@ -18,6 +18,7 @@ from rctaf.augmentation import augment, auto_augment
 from rctaf.config import RunConfig
 from rctaf.data import Dataset, to_float
 from rctaf.models import select_norm
+from rctaf.records import written_whole
 from rctaf.training import schedules
 from rctaf.training.methods import Outcome, View, make_method
 from rctaf.training.weights import WeightAverage, perturbed
@@ -187,13 +188,8 @@ class _Run:
             "generators": {name: g.get_state() for name, g in self.generators.items()},
             **{name: part.state_dict() for name, part in self._parts().items()},
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(partial, "wb") as handle:
+        with written_whole(path) as handle:
             torch.save(content, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
 
     def load(self, path: Path) -> None:
         """Go back to where the checkpoint was written."""
