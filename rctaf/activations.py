@@ -255,7 +255,7 @@ def make_activation(name: str, **kw: Any) -> nn.Module:
 
 # --- activations in a network ----------------------------------------------------------------------------------------
 
-_RECTIFIERS = (
+ACTIVATION_MODULES = (
     RCTAF, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
     nn.Softplus, nn.Hardswish, nn.Threshold,
 )  # fmt: skip
@@ -299,7 +299,7 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
     """
     if isinstance(factory, nn.Module) or not callable(factory):
         raise ValueError(f"factory must be a function that makes an activation (lambda: ReLU()), got {factory!r}")
-    if isinstance(model, _RECTIFIERS):
+    if isinstance(model, ACTIVATION_MODULES):
         raise ValueError(f"the model is itself an activation, with nothing around it to change: {model!r}")
     problems = [
         f"{path or 'the model'} ({type(module).__name__}) calls {name}"
@@ -315,7 +315,8 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
 
     places: list[tuple[nn.Module, str, Any]] = []
     for parent in model.modules():
-        places += [(parent, name, child) for name, child in parent._modules.items() if isinstance(child, _RECTIFIERS)]
+        held = [(name, child) for name, child in parent._modules.items() if isinstance(child, ACTIVATION_MODULES)]
+        places += [(parent, name, child) for name, child in held]
         places += [(parent, name, (parent, name)) for name in _function_attributes(parent)]
     new = {
         old: factory() for old in dict.fromkeys(old for _, _, old in places)

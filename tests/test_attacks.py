@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rctaf.evaluation.accuracy import eval_mode
 from rctaf.models import make_model
-from rctaf.training.attacks import cross_entropy, divergence_from, evaluating, pgd
+from rctaf.training.attacks import cross_entropy, divergence_from, pgd
 
 
 def generator(seed=0):
@@ -54,7 +55,7 @@ def test_the_mode_comes_back_after_an_error(network):
     model, *_ = network
 
     def fail():
-        with evaluating(model):
+        with eval_mode(model):
             assert not model.training
             raise KeyError
 

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from rctaf.config import RunConfig
+from rctaf.evaluation.accuracy import eval_mode
 from rctaf.models import SplitBatchNorm2d, make_model
-from rctaf.training.attacks import cross_entropy, divergence_from, evaluating, pgd
+from rctaf.training.attacks import cross_entropy, divergence_from, pgd
 from rctaf.training.methods import View, make_method
 from rctaf.training.schedules import Budget
 
@@ -159,7 +160,7 @@ def test_attacks_run_in_evaluation_mode_with_one_natural_forward(network, method
 def test_the_trades_attack_ascends_the_divergence_from_a_gaussian_start(network):
     model, x, y = network
     ours = make(method="trades").attack(model, x, y, Budget(0.1, 3, 0.05), torch.Generator().manual_seed(0))
-    with evaluating(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         objective = divergence_from(model(x))
     generator = torch.Generator().manual_seed(0)
     expected = pgd(model, x, objective, epsilon=0.1, steps=3, step_size=0.05, start="gaussian", generator=generator)
@@ -273,7 +274,7 @@ def test_the_dkl_attack(network, attack_mse):
     method = make(method="dkl", attack_mse=attack_mse)
     method._means = torch.rand(10, 10).softmax(1)
     ours = method.attack(model, x, y, Budget(0.1, 2, 0.05), torch.Generator().manual_seed(0))
-    with evaluating(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         natural = model(x)
     soft = divergence_from(natural)
 

@@ -18,6 +18,7 @@ import importlib
 import json
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rctaf.models.frozen import Frozen, Unsupported
 from rctaf.records import write_text
 
 if TYPE_CHECKING:
@@ -125,6 +127,8 @@ def autoattack(
     model = copy.deepcopy(model).float().eval().requires_grad_(False)
     devices = [x.device] if x.is_cuda else []
     with torch.random.fork_rng(devices), torch.autocast(x.device.type, enabled=False):
+        with suppress(Unsupported):  # such a model is attacked as it is: the same verdicts, in more time
+            model = Frozen(model, x)
         return _attack(model, x, y, epsilon, version, seed, batch_size, state)
 
 

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rctaf.evaluation.accuracy import eval_mode
+
 Objective = Callable[[Tensor], Tensor]  # logits [N, K] -> the scalar to maximise, a sum over the batch
 Start = Literal["uniform", "gaussian"]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, the former mode after: an attack neither reads batch statistics nor updates them."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def cross_entropy(y: Tensor) -> Objective:
@@ -74,7 +64,7 @@ def pgd(
         attacked = x + torch.empty_like(x).normal_(0, 0.001, generator=generator)
     else:
         raise ValueError(f"start must be uniform or gaussian, got {start!r}")
-    with evaluating(model), torch.enable_grad():
+    with eval_mode(model), torch.enable_grad():
         for _ in range(steps):
             attacked.requires_grad_()
             (gradient,) = torch.autograd.grad(objective(model(attacked)), attacked)

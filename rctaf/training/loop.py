@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rctaf.augmentation import augment, auto_augment
 from rctaf.config import RunConfig
 from rctaf.data import Dataset, to_float
 from rctaf.models import select_norm
+from rctaf.models.frozen import Frozen, Unsupported
 from rctaf.records import written_whole
 from rctaf.training import schedules
 from rctaf.training.methods import Outcome, View, make_method
@@ -92,6 +93,9 @@ class _Run:
         decay = config.averaging_decay  # None where no average is asked for
         self.average = None if decay is None else WeightAverage(model, decay)
         self.history: dict[str, list[float]] = {}
+        self.frozen: Frozen | None = None
+        with suppress(Unsupported):  # the attacks then use the model itself, in more time
+            self.frozen = Frozen(model, to_float(dataset.train_x[:1]))
 
     @property
     def epochs_done(self) -> int:
@@ -145,8 +149,10 @@ class _Run:
         for kind in method.views:
             x, norm_set = self._view(images, kind), int(kind == "auto")
             select_norm(model, norm_set)
+            if self.frozen is not None and budget.steps:
+                self.frozen.refresh()
             with self._precision():
-                attacked = method.attack(model, x, y, budget, self.generators["attack"])
+                attacked = method.attack(self.frozen or model, x, y, budget, self.generators["attack"])
             views.append(View(x, attacked, norm_set))
         select_norm(model, 0)
 

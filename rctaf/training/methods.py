@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rctaf.config import RunConfig
+from rctaf.evaluation.accuracy import eval_mode
 from rctaf.models import select_norm
-from rctaf.training.attacks import cross_entropy, divergence_from, evaluating, pgd
+from rctaf.training.attacks import cross_entropy, divergence_from, pgd
 from rctaf.training.batchnorm import NormStatistics
 from rctaf.training.schedules import Budget
 
@@ -116,7 +117,7 @@ class Trades(Method):
         self.lam = lam
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, generator: torch.Generator) -> Tensor:
-        with evaluating(model):
+        with eval_mode(model):
             with torch.no_grad():
                 natural = model(x)  # once: in evaluation mode it is the same at every step
             return pgd(model, x, divergence_from(natural), **vars(budget), start="gaussian", generator=generator)
@@ -226,7 +227,7 @@ class Dkl(Method):
         return (weights * centred**2).sum(1) / 2
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, generator: torch.Generator) -> Tensor:
-        with evaluating(model):
+        with eval_mode(model):
             with torch.no_grad():
                 natural = model(x)
             objective = soft = divergence_from(natural)

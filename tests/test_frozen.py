@@ -1,0 +1,148 @@
+"""The frozen network against the network itself, in float64."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from rctaf import RCTAF
+from rctaf.models import make_model, select_norm
+from rctaf.models.frozen import Frozen, Unsupported
+
+
+def trained(model, x, seed=0):
+    """Statistics and gains that are not those of a new network."""
+    torch.manual_seed(seed)
+    model.train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        for _ in range(3):
+            model(x + torch.randn_like(x))
+    return model
+
+
+def gradient(model, x):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(model(x).logsumexp(1).sum(), x)[0]
+
+
+def assert_same(frozen, model, x):
+    """Up to rounding: 1e-11 is 10,000 times double precision's unit, for up to 28 layers of sums over 300 terms."""
+    torch.testing.assert_close(frozen(x), model(x), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(gradient(frozen, x), gradient(model, x), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("network", ["resnet_small", "resnet18", "preact_resnet18", "wrn_28_10"])
+def test_a_frozen_network_is_the_network_in_evaluation_mode(network, norm):
+    model = make_model(network, activation=lambda: RCTAF(4, 1), in_channels=1, n_classes=10, width=4, norm=norm)
+    model, x = model.double(), torch.rand(5, 1, 8, 8, dtype=torch.double)
+    trained(model, x)
+    before = copy.deepcopy(model.state_dict())
+    frozen = Frozen(model, x)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(isinstance(module, nn.BatchNorm2d | nn.Conv2d) for module in frozen.modules())
+    outputs = frozen(x)  # whatever the mode
+    model.eval()
+    torch.testing.assert_close(outputs, model(x), rtol=1e-11, atol=1e-11)
+    assert_same(frozen, model, torch.rand(9, 1, 8, 8, dtype=torch.double))
+
+
+def test_small_convolutions_become_matrices_and_large_ones_stay():
+    model = make_model("resnet_small", activation=nn.ReLU, in_channels=1, n_classes=10)
+    parts = {size: Frozen(model, torch.rand(1, 1, size, size))._parts for size in (8, 28)}
+    assert [part.as_matrix for part in parts[8]] == [True, False, False, True, True, True, True, True, True]
+    assert not any(part.as_matrix for part in parts[28])
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 6, 3, stride=2, padding=1),
+        nn.Conv2d(4, 6, 3, padding="same", bias=False),
+        nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 0), dilation=(2, 1), groups=2),
+        nn.Conv2d(4, 6, 1),
+    ],
+)
+@pytest.mark.parametrize("size", [6, 40])  # as matrices and as convolutions
+def test_every_kind_of_convolution(conv, size):
+    x = torch.rand(3, 4, size, size, dtype=torch.double)
+    for following in (nn.Identity(), nn.BatchNorm2d(6, eps=0.1)):
+        model = trained(nn.Sequential(copy.deepcopy(conv), following, nn.Softplus(), nn.Flatten()).double(), x)
+        frozen = Frozen(model, x)
+        assert frozen._parts[0].as_matrix == (size == 6)
+        assert_same(frozen, model.eval(), x)
+
+
+def test_a_norm_that_two_read_and_one_that_reads_no_convolution():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.conv, self.second = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+
+        def forward(self, x):
+            h = self.conv(self.first(x))
+            return (self.second(h) + h).flatten(1)  # h itself is read too: nothing to fold into
+
+    x = torch.rand(4, 2, 5, 5, dtype=torch.double)
+    model = trained(Net().double(), x)
+    assert_same(Frozen(model, x), model.eval(), x)
+
+
+def test_it_follows_the_network_when_told():
+    x = torch.rand(6, 1, 8, 8, dtype=torch.double)
+    model = make_model("resnet_small", activation=nn.SiLU, in_channels=1, n_classes=10, width=2, norm_sets=2).double()
+    frozen = Frozen(model, x)
+    old = frozen(x)
+    for norm_set in (0, 1):
+        select_norm(model, norm_set)
+        trained(model, x, seed=norm_set)
+    for norm_set in (0, 1):
+        select_norm(model, norm_set)
+        frozen.refresh()
+        model.eval()
+        assert_same(frozen, model, x)
+        model.train()
+    assert not torch.allclose(frozen(x), old)
+
+
+def test_no_gradient_reaches_the_network():
+    model = make_model("resnet_small", activation=nn.SiLU, in_channels=1, n_classes=10, width=2)
+    frozen = Frozen(model, torch.rand(1, 1, 8, 8))
+    convolutions = [p for part in frozen._parts for p in (part.weight, part.bias)]
+    assert not any(p.requires_grad for p in convolutions)
+    frozen(torch.rand(2, 1, 8, 8)).sum().backward()
+    assert all(p.grad is None for name, p in model.named_parameters() if "classifier" not in name)
+
+
+def test_half_precision_where_the_caller_asks_for_it():
+    model = make_model("resnet_small", activation=nn.SiLU, in_channels=1, n_classes=10).eval()
+    x = torch.rand(16, 1, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        frozen = Frozen(model, x)
+        low = frozen(x)
+    assert low.dtype == torch.bfloat16
+    assert all(part.weight.dtype == torch.float32 for part in frozen._parts)
+    # bfloat16 keeps 8 bits: 0.4 % a rounding, a few of them one after another
+    full = model(x).detach()
+    torch.testing.assert_close(low.detach().float(), full, rtol=0, atol=0.03 * full.abs().max().item())
+
+
+def test_what_cannot_be_frozen_says_why():
+    x = torch.rand(2, 1, 8, 8)
+    conv = nn.Conv2d(1, 2, 3)
+
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    for model, message in [
+        (nn.Sequential(conv, nn.Dropout()), "holds a Dropout"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")), "holds a Conv2d"),
+        (nn.Sequential(conv, Branching()), "cannot be traced"),
+    ]:
+        with pytest.raises(Unsupported, match=message):
+            Frozen(model, x)
