@@ -144,6 +144,64 @@ class RCTAF(nn.Module):
         return f"alpha={self.alpha:.12g}, beta={self.beta}"
 
 
+class LearnedRCTAF(RCTAF):
+    r"""RCT-AF whose sharpness is trained: the one parameter is ``log_alpha``, so that alpha stays above 0.
+
+    By homogeneity :math:`\sigma_{\alpha,\beta}(x) = \sigma_{1,\beta}(\alpha x)/\alpha`, and so it is computed; with
+    :math:`x\,\sigma_{\alpha,\beta}' = \sigma_{\alpha,\beta+1}` the derivative that autograd finds is
+
+    .. math::
+        \frac{\partial \sigma_{\alpha,\beta}}{\partial \ln\alpha}(x)
+            = \sigma_{\alpha,\beta+1}(x) - \sigma_{\alpha,\beta}(x).
+
+    Shapes, precision and derivatives as :func:`rctaf`.
+
+    Raises:
+        ValueError: ``alpha`` (the start) is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...
+
+    >>> LearnedRCTAF(alpha=14, beta=1)
+    LearnedRCTAF(alpha=14, beta=1)
+    """
+
+    def __init__(self, alpha: float, beta: int) -> None:
+        nn.Module.__init__(self)
+        self.beta = _order(beta)
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(_positive(alpha, "alpha (sharpness)"))))
+
+    @property
+    def alpha(self) -> float:  # type: ignore[override]
+        """The sharpness as it is now."""
+        return math.exp(self.log_alpha.item())
+
+    def forward(self, x: Tensor) -> Tensor:
+        alpha, wide = self.log_alpha.exp(), _kernels.widen(x)
+        return (rctaf(wide * alpha, 1.0, self.beta) / alpha).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha:.6g}, beta={self.beta}"  # as many digits as single precision has
+
+
+def fix_alphas(model: nn.Module) -> list[float]:
+    """Put an :class:`RCTAF` in place of every :class:`LearnedRCTAF`, in place: from then on its alpha is a number.
+
+    So whatever is measured afterwards (the Hessian above all) concerns the same parameters as in a network whose alpha
+    was never trained.
+
+    Returns:
+        The alphas, in the order of ``model.modules()``.
+    """
+    places = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if isinstance(child, LearnedRCTAF)
+    ]
+    fixed = {child: RCTAF(child.alpha, child.beta).train(child.training) for _, _, child in places}
+    for parent, name, child in places:
+        setattr(parent, name, fixed[child])
+    return [module.alpha for module in fixed.values()]
+
+
 # --- curvature -------------------------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,8 @@ SCHEMA = 1  # raise it when the *meaning* of a field changes: every run id chang
 # unused number can never split one experiment into two ids.
 _ATTACK = {"attack_steps", "attack_step_size", "attack_schedule", "epsilon_ramp"}
 _USED_BY: dict[str, dict[str | None, set[str]]] = {
-    "activation": {"rctaf": {"alpha", "beta"}},
+    "norm": {"batch": {"gain"}},
+    "activation": {"rctaf": {"alpha", "beta", "alpha_learned"}},
     "method": {
         "standard": set(),
         "pgd": _ATTACK,
@@ -83,15 +84,18 @@ class RunConfig(BaseModel):
     network: Literal["resnet_small", "resnet18", "preact_resnet18", "wrn_28_10", "wrn_34_10"] = "resnet_small"
     width: int | None = Field(None, ge=1, description="channels of the first stage; None: the network's own")
     norm: Literal["batch", "none"] = "batch"
+    gain: float | None = Field(1.0, gt=0, description="initial batch-norm gains; the head starts 1/gain as large")
     activation: Literal["rctaf", "relu", "leaky_relu", "elu", "selu", "gelu", "swish", "mish", "softplus"] = "rctaf"
     alpha: float | None = Field(14.0, gt=0, le=1000, description="sharpness of RCT-AF")
     beta: int | None = Field(1, ge=0, le=12, description="order of RCT-AF")
+    alpha_learned: bool | None = Field(False, description="alpha is where each layer starts, and is then trained")
     # training
     method: Literal["standard", "pgd", "trades", "mart", "dajat", "dkl"] = "trades"
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(128, ge=1)
     lr: float = Field(0.1, gt=0)
     lr_schedule: Literal["cosine", "step"] = "cosine"
+    head_lr: float = Field(1.0, gt=0, description="factor on the learning rate of the classifier's weights")
     lr_drops: list[int] | None = Field(None, description="epochs, counted from 1, from which lr is ten times smaller")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
@@ -138,6 +142,8 @@ class RunConfig(BaseModel):
         missing = [name for name, needed in needs.items() if needed and getattr(self, name) is None]
         if missing:
             raise ValueError(f"{', '.join(missing)}: must be given with this lr_schedule or averaging")
+        if self.gain not in (None, 1) and self.network not in ("resnet_small", "resnet18"):
+            raise ValueError(f"gain={self.gain:g} needs resnet_small or resnet18, got {self.network}")
         return self
 
     @field_validator("epsilon", "attack_step_size", "epsilon_larger")

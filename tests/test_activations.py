@@ -23,6 +23,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from rctaf import ACTIVATIONS, RCTAF, _kernels, alpha_for_curvature, curvature, make_activation, rctaf
 from rctaf import replace_activations as replace
+from rctaf.activations import LearnedRCTAF, fix_alphas
 from rctaf.data import torchvision
 
 # PyTorch raises these itself, where forward-mode derivatives and the compiler are first used
@@ -244,6 +245,62 @@ def test_symbolic_trace_of_a_network_keeps_one_node():
 
 
 # --- curvature -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [0, 1, 2, 3])
+def test_learned_alpha_has_the_true_derivative(beta):
+    """Value and derivative in log alpha against mpmath's derivative of the family in its sharpness."""
+    points = [-4.0, -0.3, 0.0, 0.07, 1.0, 3.0]
+    for alpha in (0.3, 2.0, 14.0):
+        module = LearnedRCTAF(alpha, beta).double()
+        exact = module.log_alpha.detach().item()  # rounded to single precision when it was made
+        for x in points:
+            (got,) = torch.autograd.grad(value := module(torch.tensor(x, dtype=torch.float64)), module.log_alpha)
+            with mpmath.workdps(60):
+
+                def family(log_alpha, x=x):
+                    return truth(x, mpmath.exp(log_alpha), beta)[0]
+
+                # float64, less what cancels between the two terms of the derivative, each at most about |x| + 1/alpha
+                assert value.item() == pytest.approx(float(family(mpmath.mpf(exact))), rel=1e-13, abs=1e-15)
+                wanted = float(mpmath.diff(family, mpmath.mpf(exact)))
+                assert got.item() == pytest.approx(wanted, rel=1e-12, abs=1e-15 * (abs(x) + 1 / alpha))
+            above = rctaf(torch.tensor(x, dtype=torch.float64), module.alpha, beta + 1)
+            assert got.item() == pytest.approx((above - value).item(), abs=1e-14 * (abs(x) + 1 / alpha))
+
+
+@pytest.mark.parametrize("beta", [0, 1, 2])
+def test_learned_alpha_passes_gradcheck_in_every_mode(beta):
+    module = LearnedRCTAF(2.0, beta).double()
+    x = torch.tensor([-1.5, -0.2, 0.0, 0.4, 2.0], dtype=torch.float64, requires_grad=True)
+
+    def f(x, log_alpha):
+        return torch.func.functional_call(module, {"log_alpha": log_alpha}, (x,))
+
+    inputs = (x, module.log_alpha.detach().requires_grad_())
+    assert torch.autograd.gradcheck(f, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(f, inputs)
+    torch.testing.assert_close(vmap(f, (None, 0))(x, inputs[1].expand(3)), f(*inputs).expand(3, 5))
+
+
+def test_learned_alpha_starts_as_rctaf_and_is_fixed_again():
+    x = torch.linspace(-3, 3, 50)
+    net = nn.Sequential(nn.Linear(2, 2), LearnedRCTAF(14, 1), nn.Sequential(LearnedRCTAF(0.5, 2))).eval()
+    torch.testing.assert_close(net[1](x), rctaf(x, 14, 1))  # float32
+    half = net[1](x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half, rctaf(x.bfloat16(), 14, 1))
+    assert [p.shape for p in net[1].parameters()] == [()]
+    assert copy.deepcopy(net[1]).requires_grad_(False).alpha == pytest.approx(14, rel=1e-6)
+    shared = nn.ModuleList([net, net[1]])
+    alphas = fix_alphas(shared)
+    assert alphas == pytest.approx([14, 0.5], rel=1e-6)
+    assert [type(net[1]), net[1].alpha, net[1].beta] == [RCTAF, alphas[0], 1]
+    assert shared[1] is net[1]
+    assert not net[1].training
+    assert fix_alphas(net) == []
+    with pytest.raises(ValueError, match="alpha"):
+        LearnedRCTAF(0, 1)
 
 
 @pytest.mark.parametrize("beta", range(11))

@@ -36,8 +36,11 @@ def test_one_experiment_has_one_id():
     # settings that the choice does not use cannot split it
     assert RunConfig(activation="relu", alpha=3, beta=2).run_id == RunConfig(activation="relu").run_id
     assert RunConfig(method="standard", lam=2, attack_steps=9) == RunConfig(method="standard")
+    assert RunConfig(activation="relu", alpha_learned=True) == RunConfig(activation="relu")
+    assert RunConfig(norm="none", gain=10) == RunConfig(norm="none")
     # and every setting that it does use tells two experiments apart
     changed = [{}, {"alpha": 7}, {"beta": 2}, {"seed": 1}, {"lam": 5}, {"method": "pgd"}, {"epsilon": "8/255"}]
+    changed += [{"gain": 10.0}, {"head_lr": 0.01}, {"alpha_learned": True}]
     assert len({RunConfig(**settings).run_id for settings in changed}) == len(changed)
 
 

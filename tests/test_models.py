@@ -174,3 +174,44 @@ def test_split_norm_with_one_set_in_use_is_plain_batch_norm():
 def test_bad_arguments_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         make_model(**{"network": "resnet18", "activation": nn.ReLU, "in_channels": 3, "n_classes": 10, **settings})
+
+
+@pytest.mark.parametrize("network", ["resnet_small", "resnet18"])
+def test_a_gain_writes_the_same_function_at_the_start(network):
+    """(alpha, gain 1) and (alpha / 8, gain 8): identity shortcuts and projections included, in both modes."""
+    x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    settings = {"network": network, "width": 4, "seed": 5}
+    for eps, close in ((1e-30, 1e-12), (1e-5, 1e-3)):  # without the norms' eps only rounding is left
+        plain, scaled = (
+            from_config(RunConfig(**settings, **kw), in_channels=1, n_classes=10).double()
+            for kw in ({"alpha": 16.0}, {"alpha": 2.0, "gain": 8.0})
+        )
+        for model in (plain, scaled):
+            for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+                norm.eps = eps
+        assert {m.weight.unique().item() for m in scaled.modules() if isinstance(m, nn.BatchNorm2d)} == {8.0}
+        for training in (False, True, False):  # at the very start, and with statistics of some images
+            with torch.no_grad():
+                one, other = plain.train(training)(x), scaled.train(training)(x)
+            assert ((one - other).abs().max() / one.abs().max()).item() < close
+
+
+def test_gain_reaches_every_set_of_a_split_norm_and_needs_norms_everywhere():
+    model = from_config(RunConfig(network="resnet18", width=2, method="dajat", gain=3.0), in_channels=3, n_classes=10)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 40
+    assert all((norm.weight == 3).all() for norm in norms)
+    with pytest.raises(ValueError, match="gain=3 needs resnet_small or resnet18, got preact_resnet18"):
+        RunConfig(network="preact_resnet18", gain=3.0)
+
+
+def test_learned_alphas_one_for_each_place():
+    config = RunConfig(alpha=4.0, beta=2, alpha_learned=True)
+    model = from_config(config, in_channels=1, n_classes=10)
+    alphas = [p for name, p in model.named_parameters() if name.endswith("log_alpha")]
+    assert len(alphas) == ACTIVATIONS_IN["resnet_small"]
+    plain = from_config(RunConfig(alpha=4.0, beta=2), in_channels=1, n_classes=10)
+    assert count(model) == count(plain) + len(alphas)
+    x = torch.rand(4, 1, 8, 8)
+    torch.testing.assert_close(model(x), plain(x))  # the same initial weights too
+    assert config.curvature == 4

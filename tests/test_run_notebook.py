@@ -65,3 +65,21 @@ def test_numbers_belong_to_the_checkpoint(record: records.Record) -> None:
     correct, n = evaluation.accuracy(model, images.test_x, images.test_y)
     assert record.metrics["clean_accuracy"] == correct / n
     assert json.loads(record.path.read_text())["id"] == config.run_id
+
+
+def test_learned_alphas_are_recorded_and_are_no_parameters_of_the_hessian(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    settings = {**SMALL, "epochs": 1, "alpha_learned": True, "gain": 2.0, "head_lr": 0.25}
+    execute_notebook(RUN, tmp_path / "run.ipynb", settings, cwd=ROOT)
+    record = records.load(RunConfig(**settings).run_id)
+    assert record is not None
+    metrics = record.metrics
+    assert metrics["curvature"] == pytest.approx(7.0)  # where they started
+    assert metrics["alphas"] == [record.history[f"alpha_{place}"][-1] for place in range(1, 8)]
+    # with its alpha each layer's curvature is alpha / 2 at order 1, and kappa over std is alpha
+    layers = metrics["effective_curvature"]
+    assert [layer["kappa"] / layer["std"] for layer in layers] == pytest.approx(metrics["alphas"], rel=1e-9)
+    assert [2 * layer["curvature"] for layer in layers] == pytest.approx(metrics["alphas"], rel=1e-9)
+    assert metrics["hessian_clean"]["parameters"] == metrics["parameters"] - 7
+    assert metrics["autoattack"]["version"] == "screening"

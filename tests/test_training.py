@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from rctaf.activations import fix_alphas
 from rctaf.config import RunConfig
 from rctaf.data import load
 from rctaf.models import from_config
@@ -50,6 +51,7 @@ SETTINGS = [
     {"method": "pgd", "augment": "crop"},
     {"method": "trades", "activation": "relu", "augment": "crop_flip"},
     {"method": "trades", "precision": "bf16", "decay_gains": False},
+    {"method": "trades", "alpha": 2.0, "alpha_learned": True, "gain": 5.0, "head_lr": 0.04},
 ]
 
 
@@ -120,6 +122,15 @@ def test_checkpoints_that_do_not_fit_are_refused(digits, tmp_path):
         run(c, digits, checkpoint=path)
 
 
+def test_a_checkpoint_older_than_a_setting_is_taken_up(digits, tmp_path):
+    path, c = tmp_path / "checkpoint.pt", config(method="standard", epochs=1)
+    whole = run(c, digits, checkpoint=path)
+    content = torch.load(path, weights_only=True)
+    del content["config"]["head_lr"]
+    torch.save(content, path)
+    assert same(whole, run(c, digits, checkpoint=path))
+
+
 def test_every_image_is_used_once_per_epoch_in_parts_of_one_size(digits, monkeypatch):
     seen = []
 
@@ -161,6 +172,80 @@ def test_decay_gains_chooses_what_weight_decay_acts_on():
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     assert {id(p) for p in weights["params"]} == matrices
     assert len(weights["params"]) + len(spared["params"]) == len(everything["params"])
+
+
+def test_learned_alphas_are_not_decayed_and_their_course_is_recorded(digits):
+    c = config(method="standard", alpha=3.0, alpha_learned=True)
+    model = from_config(c, in_channels=1, n_classes=10)
+    decayed, spared = loop.make_optimizer(model, c).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {names[id(p)].rsplit(".")[-1] for p in spared["params"]} == {"log_alpha"}
+    assert len(spared["params"]) == 7
+    assert spared["weight_decay"] == 0
+    assert decayed["weight_decay"] == 5e-4
+    history = train(model, digits, c)
+    alphas = fix_alphas(model)
+    assert alphas == [history[f"alpha_{place}"][-1] for place in range(1, 8)]
+    assert len(history["alpha_7"]) == 3
+    assert all(alpha != pytest.approx(3, rel=1e-4) for alpha in alphas)
+
+
+def test_head_lr_acts_on_the_classifiers_weights_alone():
+    model = from_config(config(), in_channels=1, n_classes=10)
+    rest, head = loop.make_optimizer(model, config(head_lr=0.01)).param_groups
+    assert [id(p) for p in head["params"]] == [id(model.classifier.weight)]
+    assert len(rest["params"]) == len(list(model.parameters())) - 1
+    assert head["lr_factor"] == 0.01
+    assert head["lr_factor"] * head["weight_decay"] == pytest.approx(rest["weight_decay"], rel=1e-15)
+
+
+def test_the_loop_multiplies_the_rate_by_the_factor(digits):
+    """One step: only the classifier's weights move, and by the tenth part, when everything else has rate 0."""
+    moves = []
+    for factor in (1.0, 0.1):
+        c = config(method="standard", epochs=1, batch_size=200, head_lr=factor, weight_decay=0.0)
+        model = from_config(c, in_channels=1, n_classes=10)
+        before = model.classifier.weight.detach().clone()
+        train(model, digits, c)
+        moves.append(model.classifier.weight.detach() - before)
+    torch.testing.assert_close(moves[1], 0.1 * moves[0], rtol=1e-4, atol=1e-7)  # differences of float32 weights
+
+
+@pytest.mark.parametrize("gains_too", [False, True])
+def test_a_gain_and_the_rates_that_undo_it(gains_too):
+    """(alpha, gain 1) and (alpha / g, gain g) stay one function through steps with momentum and weight decay.
+
+    With head_lr = 1/g^2, when gains and shifts are held; when they are trained, with g^2 times their rate and its
+    inverse in their decay besides. With the common rate they part.
+    """
+    g, lr = 4.0, 0.02
+    x, y = torch.rand(32, 1, 8, 8, dtype=torch.float64), torch.arange(32) % 10
+    ends = {}
+    for name, kw in {
+        "plain": {"alpha": 8.0},
+        "undone": {"alpha": 8.0 / g, "gain": g, "head_lr": 1 / g**2},
+        "common": {"alpha": 8.0 / g, "gain": g},
+    }.items():
+        c = config(lr=lr, weight_decay=0.01, **kw)
+        model = from_config(c, in_channels=1, n_classes=10).double()
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.eps = 1e-30  # else the norms would not take the gain out altogether
+            norm.requires_grad_(False)
+        optimizer = loop.make_optimizer(model, c)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_factor", 1.0)
+        if gains_too:
+            k = g if name == "undone" else 1.0
+            gains = [p.requires_grad_() for norm in norms for p in norm.parameters()]
+            optimizer.add_param_group({"params": gains, "lr": lr * k**2, "weight_decay": 0.01 / k**2})
+        for _ in range(8):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        ends[name] = model(x).detach()
+    torch.testing.assert_close(ends["undone"], ends["plain"], rtol=1e-8, atol=1e-8)  # rounding, grown over 8 steps
+    assert (ends["common"] - ends["plain"]).abs().max() > 0.01
 
 
 def test_sgd_is_the_textbook_update(digits):

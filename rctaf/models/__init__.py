@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from rctaf.activations import make_activation
+from rctaf.activations import RCTAF, LearnedRCTAF, make_activation
 from rctaf.config import RunConfig
-from rctaf.models.norm import SplitBatchNorm2d, select_norm
+from rctaf.models.norm import SplitBatchNorm2d, select_norm, start_at_gain
 from rctaf.models.resnet import Activation, Block, PreActBlock, ResNet
 
 __all__ = ["NETWORKS", "SplitBatchNorm2d", "from_config", "make_model", "select_norm"]
@@ -101,12 +101,12 @@ def _he_init(model: nn.Module, skip_zeroed: bool) -> None:
 
 def from_config(config: RunConfig, *, in_channels: int, n_classes: int) -> nn.Module:
     """The network of an experiment with the initial weights of its seed; torch's global generator is left alone."""
-    activation = partial(make_activation, config.activation)
-    if config.activation == "rctaf":
-        activation = partial(activation, alpha=config.alpha, beta=config.beta)
+    activation: Activation = partial(make_activation, config.activation)
+    if config.alpha is not None and config.beta is not None:
+        activation = partial(LearnedRCTAF if config.alpha_learned else RCTAF, config.alpha, config.beta)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return make_model(
+        model = make_model(
             config.network,
             activation=activation,
             in_channels=in_channels,
@@ -115,3 +115,6 @@ def from_config(config: RunConfig, *, in_channels: int, n_classes: int) -> nn.Mo
             norm=config.norm,
             norm_sets=config.norm_sets,
         )
+    if config.gain is not None and config.gain != 1:
+        start_at_gain(model, config.gain)
+    return model

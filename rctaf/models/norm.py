@@ -60,3 +60,33 @@ def start_as_shortcut(last: nn.Conv2d) -> None:
         last.weight.zero_()
         if last.bias is not None:
             last.bias.zero_()
+
+
+def start_at_gain(model: nn.Module, gain: float) -> None:
+    r"""Let every batch-norm gain of a residual network start at ``gain``, and its classifier ``gain`` times smaller.
+
+    With activations of sharpness :math:`\alpha/g` in place of :math:`\alpha` this writes the same function in another
+    way: :math:`\sigma_{\alpha/g}(g z) = g\, \sigma_\alpha(z)`. Every value between a norm and the next convolution is
+    g times larger; the norm after that convolution divides by the standard deviation and so takes the g out again (up
+    to its eps, 1e-5 beside the variance); a shortcut carries it to a sum whose other part has it too; and the
+    classifier undoes it at the end. The convolutions stay as they are. The running variances, which attacks in
+    evaluation mode use from the first step on, start :math:`g^2` times larger. All this needs a norm after every
+    convolution: ``resnet_small`` and ``resnet18``, whose blocks end in an activation.
+
+    **Which steps then differ.** Weight decay shrinks every parameter by the same fraction per step, whatever its scale.
+    A gradient does not: of a parameter written k times larger it is k times smaller, so that steps of the same meaning
+    need the learning rate :math:`k^2 \eta`.
+
+    - The classifier's weights, k = 1/g: at the common rate their steps are :math:`g^2` times too long; the same
+      trajectory needs :math:`\eta/g^2`, which ``RunConfig.head_lr`` = :math:`1/g^2` gives.
+    - Gains and shifts, k = g: their steps are :math:`g^2` times too short; no setting changes that.
+    - Convolutions and the classifier's bias, k = 1: nothing differs.
+    """
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.fill_(gain)
+                if not name.startswith("stem."):  # which alone reads no activations
+                    module.running_var *= gain**2
+            elif isinstance(module, nn.Linear):
+                module.weight /= gain

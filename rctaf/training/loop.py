@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rctaf.activations import LearnedRCTAF
 from rctaf.augmentation import augment, auto_augment
 from rctaf.config import RunConfig
 from rctaf.data import Dataset, to_float
@@ -55,7 +56,8 @@ def train(
     Returns:
         Columns over epochs: ``epoch`` (from 1), ``loss``, ``train_accuracy`` (of the augmented clean images in
         training mode; of the attacked ones for ``pgd``, which sees no others), ``train_robust_accuracy`` (attacked
-        images, adversarial methods only), ``lr``, ``epsilon`` (of the training attack), ``seconds``.
+        images, adversarial methods only), ``lr``, ``epsilon`` (of the training attack), ``alpha_1``, ``alpha_2``, ...
+            (learned alphas only, at the end of the epoch), ``seconds``.
 
     Raises:
         Diverged: a loss was not finite.
@@ -110,7 +112,7 @@ class _Run:
         if average is not None and epoch == config.averaging_from:
             average.restart()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         model.train()
         losses: list[Tensor] = []
         correct: dict[str, Tensor] = {}
@@ -137,6 +139,8 @@ class _Run:
         row |= {name: count.item() / len(order) for name, count in correct.items()}
         row.setdefault("train_accuracy", row.get("train_robust_accuracy", 0.0))
         row |= {"lr": lr, "epsilon": budget.epsilon if budget.steps else 0.0}
+        learned = [m for m in model.modules() if isinstance(m, LearnedRCTAF)]
+        row |= {f"alpha_{place}": module.alpha for place, module in enumerate(learned, 1)}
         row["seconds"] = time.perf_counter() - started
         for name, value in row.items():
             self.history.setdefault(name, []).append(value)
@@ -205,7 +209,8 @@ class _Run:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{path}: not a readable checkpoint ({reason}); delete it to start again") from None
         wanted = self.config.model_dump(mode="json")
-        different = sorted(k for k in wanted if content["config"].get(k) != wanted[k])
+        before = RunConfig(**content["config"]).model_dump(mode="json")  # fills in settings younger than the checkpoint
+        different = sorted(k for k in wanted if before[k] != wanted[k])
         if different:
             raise ValueError(f"{path}: written with another {', '.join(different)}; delete it to start again")
         for name, part in self._parts().items():
@@ -216,15 +221,27 @@ class _Run:
 
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
-    """SGD with momentum; ``decay_gains=False`` spares batch-norm gains and all biases from weight decay."""
+    """SGD with momentum.
+
+    Spared from weight decay are learned alphas, and with ``decay_gains=False`` batch-norm gains and all biases.
+    ``head_lr`` multiplies the learning rate of the classifier's weights (``lr_factor`` of
+    their parameter group); their decay per step, learning rate times weight decay, stays.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": parameters}]
-    if not config.decay_gains:
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-    return torch.optim.SGD(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
+    alphas = {m.log_alpha for m in model.modules() if isinstance(m, LearnedRCTAF)}
+    head = {m.weight for m in model.modules() if isinstance(m, nn.Linear)} if config.head_lr != 1 else set()
+    spared = {p for p in parameters if p in alphas or (p.ndim <= 1 and not config.decay_gains)}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p not in spared | head]},
+        {"params": [p for p in parameters if p in spared], "weight_decay": 0.0},
+        {
+            "params": [p for p in parameters if p in head],
+            "lr_factor": config.head_lr,
+            "weight_decay": config.weight_decay / config.head_lr,
+        },
+    ]
+    used = [group for group in groups if group["params"]]
+    return torch.optim.SGD(used, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
 
 
 def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generator]:
