@@ -22,8 +22,11 @@ itself is x times the slope of the order below.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import warnings
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -86,12 +89,47 @@ def widen(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+@cache
+def _triton_on(device: torch.device) -> Any:
+    """The Triton kernels if they run on this GPU; else None, and why, once."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    try:
+        from rctaf import _triton
+
+        _triton.derivative(torch.zeros(1, device=device), 1.0, 0, 0, polynomials)
+    except Exception as error:  # whatever it is (an old GPU, no C compiler), the plain formula computes the same
+        warnings.warn(f"RCT-AF runs as several operations on {device}, its Triton kernel failed: {error}", stacklevel=2)
+        return None
+    return _triton
+
+
+def _kernel_for(x: Tensor) -> Any:
+    """The module whose one-pass kernels serve this tensor's device, if any does: _native or _triton."""
+    if torch.compiler.is_compiling():
+        return None
+    if x.device.type == "cuda" and _native.plain(x):
+        return _triton_on(x.device)
+    return _native if x.device.type == "cpu" else None
+
+
+def fused_by(device_type: str) -> str:
+    """What computes float32 RCT-AF eagerly on ``cpu`` or ``cuda`` here: ``C``, ``Triton``, or ``PyTorch`` operations.
+
+    They round differently.
+    """
+    if device_type == "cuda":
+        return "Triton" if _triton_on(torch.device("cuda", torch.cuda.current_device())) else "PyTorch"
+    return "C" if _native.available() else "PyTorch"
+
+
 def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
     """The n-th derivative of sigma at every element of ``x``, in the dtype of ``x``.
 
     Half precision is computed in single precision and rounded once.
     """
-    if not torch.compiler.is_compiling() and (fast := _native.derivative(x, alpha, beta, n, polynomials)) is not None:
+    kernel = _kernel_for(x)
+    if kernel is not None and (fast := kernel.derivative(x, alpha, beta, n, _remembered)) is not None:
         return fast
     z = widen(x)
     if n == 0:
@@ -128,8 +166,8 @@ def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
 
 def backward(saved: Tensor, alpha: float, beta: int, n: int, from_output: bool, grad: Tensor) -> Tensor | None:
     """``grad`` times the (n+1)-th derivative in one pass, where nobody will differentiate it again; else None."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or (kernel := _kernel_for(saved)) is None:
         return None
     if from_output:
-        return _native.softplus_backward(saved, alpha, grad)
-    return _native.derivative(saved, alpha, beta, n + 1, polynomials, grad)
+        return kernel.softplus_backward(saved, alpha, grad)
+    return kernel.derivative(saved, alpha, beta, n + 1, _remembered, grad)

@@ -91,18 +91,20 @@ def _table(
     return first, head, width, (ctypes.c_float * len(flat))(*flat), (ctypes.c_int * len(odd))(*odd)
 
 
-def _plain(x: Tensor) -> bool:
+def plain(x: Tensor) -> bool:
     """A real block of memory: no subclass, no tracer, no function transform."""
     return (
         type(x) in (Tensor, torch.nn.Parameter)
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and torch._C._len_torch_dispatch_stack() == 0
     )
 
 
-def _aligned(like: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+def _takes(x: Tensor) -> bool:
+    return plain(x) and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def aligned(like: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """An empty tensor and the given ones, all dense and in one memory order, that of ``like`` if it has no gaps."""
     out = torch.empty_like(like)
     copies = [t if t.stride() == out.stride() else torch.empty_like(out).copy_(t) for t in (like, *others)]
@@ -121,9 +123,9 @@ def derivative(
 
     It applies to float32 tensors in CPU memory, and keeps their memory format.
     """
-    if not _plain(x) or (grad is not None and not _plain(grad)) or (library := _library()) is None:
+    if not _takes(x) or (grad is not None and not _takes(grad)) or (library := _library()) is None:
         return None
-    out, x, *rest = _aligned(x) if grad is None else _aligned(x, grad)
+    out, x, *rest = aligned(x) if grad is None else aligned(x, grad)
     first, head, width, rows, odd = _table(alpha, beta, n, polynomials)
     library.rctaf_derivative(
         x.data_ptr(), rest[0].data_ptr() if rest else None, out.data_ptr(), x.numel(), alpha, beta, first,
@@ -134,9 +136,9 @@ def derivative(
 
 def softplus_backward(output: Tensor, alpha: float, grad: Tensor) -> Tensor | None:
     """grad (1 - exp(-alpha y)), y the output of order 0; None where the kernel does not apply."""
-    if not _plain(output) or not _plain(grad) or (library := _library()) is None:
+    if not _takes(output) or not _takes(grad) or (library := _library()) is None:
         return None
-    out, output, grad = _aligned(output, grad)
+    out, output, grad = aligned(output, grad)
     library.rctaf_softplus_backward(
         output.data_ptr(), grad.data_ptr(), out.data_ptr(), output.numel(), alpha, torch.get_num_threads()
     )

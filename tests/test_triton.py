@@ -1,0 +1,178 @@
+"""The Triton kernels against the plain formula in double precision: on a GPU where there is one.
+
+Elsewhere the same tests run in Triton's interpreter, which executes the kernels' text with NumPy (in a process of its
+own: the choice is made at import), and the kernels are compiled for GPUs that are not there. Only a GPU can show that
+they also run: on one, this file tests that too.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rctaf import RCTAF, _kernels, rctaf
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA and not INTERPRETED else "cpu"
+
+runs = pytest.mark.skipif(not CUDA and not INTERPRETED, reason="no GPU; test_in_the_interpreter runs this")
+on_gpu = pytest.mark.skipif(not CUDA or INTERPRETED, reason="no GPU")
+# NumPy's word for what the hardware does in silence: 3e38 times alpha is infinite, and is then not selected
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+
+
+@pytest.fixture
+def triton_kernel(monkeypatch):
+    """The module under test; in the interpreter it also takes the C kernel's place on CPU tensors."""
+    from rctaf import _triton
+
+    if INTERPRETED:
+        monkeypatch.setattr(_kernels, "_kernel_for", lambda x: _triton)
+    return _triton
+
+
+@pytest.mark.skipif(CUDA or INTERPRETED, reason="runs as it is")
+def test_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+def _points(alpha: float) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    spread = [torch.randn(500, generator=generator) * s / alpha for s in (1e-3, 0.1, 1, 5, 20, 60)]
+    return torch.cat([*spread, torch.tensor([0.0, 1e4, -1e4, 1e-30, -1e-30, 3e38, -3e38])])
+
+
+@runs
+@pytest.mark.parametrize("alpha", [0.01, 14.0, 200.0])
+@pytest.mark.parametrize("beta", range(6))
+def test_agrees_with_double_precision(alpha, beta, triton_kernel):
+    x = _points(alpha)
+    for n in range(4):
+        truth = _kernels.derivative(x.double(), alpha, beta, n)
+        got = triton_kernel.derivative(x.to(DEVICE), alpha, beta, n, _kernels.polynomials).cpu().double()
+        # The bound of the C kernel, whose formula this is: u eps of exp, times the terms of both signs that order 5
+        # adds up before they cancel
+        scale = truth.abs() + truth[x.abs() < 1e30].abs().max() if n else truth.abs() + 1 / alpha
+        assert ((got - truth).abs() / scale).max() < 5e-6, n
+
+
+@runs
+@pytest.mark.parametrize("beta", range(3))
+@pytest.mark.parametrize("n", range(3))
+def test_small_tails_keep_their_relative_precision(beta, n, triton_kernel):
+    x = torch.tensor([-60.0, -40.0, -20.0, -17.0]) / 7
+    truth = _kernels.derivative(x.double(), 7.0, beta, n)
+    got = triton_kernel.derivative(x.to(DEVICE), 7.0, beta, n, _kernels.polynomials).cpu().double()
+    # rounding alpha x and the argument of exp2 moves e^-u by u eps each, u <= 60; 4 roundings besides
+    assert ((got - truth) / truth).abs().max() < (2 * 60 + 4) * torch.finfo(torch.float32).eps
+
+
+@runs
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("beta", range(3))
+def test_half_precision_is_rounded_once(dtype, beta, triton_kernel):
+    x = torch.linspace(-8, 8, 1001).to(dtype)
+    for n in range(3):
+        got = triton_kernel.derivative(x.to(DEVICE), 14.0, beta, n, _kernels.polynomials).cpu()
+        assert got.dtype == dtype
+        truth = _kernels.derivative(x.double(), 14.0, beta, n)
+        # Half a unit in the last place, 1 % for single precision before it, the spacing of numbers near 0; beyond
+        # u = 87 the kernel takes e^-u for 0 (u^beta alpha times that in the second derivative). The interpreter
+        # cuts bfloat16 off instead of rounding; that GPUs round is tested on the compiled kernel below.
+        unit = 1.0 if INTERPRETED and dtype == torch.bfloat16 else 0.505
+        near_0 = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps + 14 * 100**beta * math.exp(-87)
+        allowed = unit * torch.finfo(dtype).eps * truth.abs() + near_0
+        assert ((got.double() - truth).abs() <= allowed).all(), n
+
+
+@runs
+@pytest.mark.parametrize("beta", range(3))
+def test_gradients_of_a_training_pass(beta, triton_kernel):
+    x = torch.randn(4, 3, 5, 7, generator=torch.Generator().manual_seed(1)).to(memory_format=torch.channels_last)
+    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))  # another memory order than x
+    leaf = x.to(DEVICE).requires_grad_()
+    y = rctaf(leaf, 14.0, beta)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    (once,) = torch.autograd.grad(y, leaf, weight.to(DEVICE))
+    (again,) = torch.autograd.grad(rctaf(leaf, 14.0, beta), leaf, weight.to(DEVICE), create_graph=True)
+    (twice,) = torch.autograd.grad(again.sum(), leaf)
+    slope, bend = (_kernels.derivative(x.double(), 14.0, beta, n) for n in (1, 2))
+    for got, truth in ((once, weight * slope), (again.detach(), weight * slope), (twice, weight * bend)):
+        torch.testing.assert_close(got.cpu().double(), truth, rtol=1e-5, atol=2e-5)  # single precision; bend up to 14
+
+
+@runs
+def test_gaps_kinds_and_nothing(triton_kernel):
+    x = torch.randn(6, 8, device=DEVICE)
+    got = triton_kernel.derivative(x[:, ::2], 2.0, 1, 0, _kernels.polynomials)
+    torch.testing.assert_close(got, x[:, ::2] * torch.sigmoid(2 * x[:, ::2]))
+    assert triton_kernel.derivative(x.double(), 2.0, 1, 0, _kernels.polynomials) is None
+    assert triton_kernel.derivative(x[:0], 2.0, 1, 0, _kernels.polynomials).shape == (0, 8)
+    nan = torch.full((3,), float("nan"), device=DEVICE)
+    for beta in range(3):
+        for n in range(3):
+            assert triton_kernel.derivative(nan, 1.0, beta, n, _kernels.polynomials).isnan().all()
+    assert triton_kernel.softplus_backward(nan, 1.0, nan).isnan().all()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("beta", range(3))
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_compiles_for_gpus_with_alpha_as_an_argument(beta, dtype, tmp_path, monkeypatch):
+    from triton import compile
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from rctaf import _triton
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    constants = {"ROWS": _kernels.polynomials(beta, 1), "BETA": beta, "N": 1, "BLOCK": 1024}
+    pointers = dict.fromkeys(("x_at", "grad_at", "out_at"), f"*{dtype}")
+    types = {**pointers, "size": "i32", "alpha": "fp32", "scale": "fp32", **dict.fromkeys(constants, "constexpr")}
+    for capability in (75, 90):  # the paper's 2080 Ti, and an H100
+        source = ASTSource(fn=_triton._derivative, signature=types, constexprs=constants)
+        made = compile(source, target=GPUTarget("cuda", capability, 32))
+        assert made.asm["cubin"]
+        assert made.asm["ptx"].split(")")[0].count(".param .f32") == 2  # alpha and scale
+        if dtype == "bf16" and capability == 90:  # older GPUs round in several instructions
+            assert "cvt.rn.bf16" in made.asm["ptx"]
+        assert ".local" not in made.asm["ptx"]  # nothing spills from registers to memory
+
+
+# --- what only a GPU can show ----------------------------------------------------------------------------------------
+
+
+@on_gpu
+@pytest.mark.parametrize("beta", range(3))
+def test_the_gpu_is_served_and_one_tensor_is_saved(beta):
+    assert _kernels.fused_by("cuda") == "Triton"
+    x = torch.randn(1 << 20, device="cuda", requires_grad=True)
+    activation = RCTAF(7.0, beta)
+    activation(x).sum().backward()  # compiled now
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    y = activation(x)
+    assert torch.cuda.memory_allocated() - before == x.nbytes  # the output and nothing else: x is the caller's
+    (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert torch.cuda.max_memory_allocated() - before == 3 * x.nbytes  # output, incoming and outgoing gradient
+    assert gradient.shape == x.shape
+
+
+@on_gpu
+@pytest.mark.parametrize("beta", range(3))
+def test_double_precision_takes_the_plain_formula_on_the_gpu(beta):
+    x = torch.linspace(-3, 3, 101, dtype=torch.float64, device="cuda", requires_grad=True)
+    torch.testing.assert_close(rctaf(x, 3.0, beta).cpu(), rctaf(x.cpu(), 3.0, beta))
+    assert torch.autograd.gradcheck(lambda z: rctaf(z, 3.0, beta), x)
