@@ -274,6 +274,62 @@ def alpha_for_curvature(c: float, beta: int) -> float:
     return _positive(c, "c (curvature)") / _unit_curvature(_order(beta))
 
 
+def effective_curvature_at_start(alpha: float, beta: int) -> float:
+    r"""The curvature that standard normal inputs meet, :math:`\sqrt{E\,\sigma_{\alpha,\beta}''(Z)^2}` with Z ~ N(0, 1).
+
+    Batch norm gives each channel mean 0 and standard deviation 1 at the start of training, so this is the root mean
+    square of :math:`\sigma''` there; :math:`\max|\sigma''|` is what only inputs near 0 meet. By homogeneity, normal
+    inputs z of mean 0 and any other standard deviation meet :math:`\operatorname{std}(z) \sqrt{E\,\sigma''(z)^2}` equal
+    to this function at :math:`\kappa = \alpha \operatorname{std}(z)` (:mod:`rctaf.evaluation.effective_curvature`).
+
+    With :math:`u = \alpha z` its square is :math:`\alpha \int \sigma_{1,\beta}''(u)^2 \varphi(u/\alpha)\, du` for the
+    normal density :math:`\varphi`, a product of two functions that increase with :math:`\alpha`. So it increases from 0
+    (as :math:`\alpha|\sigma_{1,\beta}''(0)|`) without bound (as :math:`\sqrt\alpha`).
+
+    Raises:
+        ValueError: ``alpha`` is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...
+
+    >>> [round(effective_curvature_at_start(a, beta), 3) for beta, a in enumerate((28, 14, 7))]  # all of curvature 7
+    [1.364, 1.572, 1.905]
+    """
+    alpha, beta = _positive(alpha, "alpha (sharpness)"), _order(beta)
+    # The trapezoidal rule: the integrand is analytic up to |Im u| = pi (the poles of s), which makes the error of step
+    # 1/4, in units of the narrower of the two factors, about exp(-2 pi * pi * 4). What is left out beyond 9.5 standard
+    # deviations, or beyond where u^(2 beta) e^(-2u) has decayed, is below a unit in the last place.
+    step = min(1.0, alpha) / 4
+    reach = min(9.5 * alpha, 40.0 + 4 * beta)
+    u = step * torch.arange(math.ceil(reach / step) + 1, dtype=torch.float64)
+    terms = _kernels.derivative(u, 1.0, beta, 2).square() * torch.exp(-((u / alpha) ** 2) / 2)
+    integral = step * (2 * terms.sum() - terms[0]).item()  # even
+    return math.sqrt(alpha * integral / math.sqrt(2 * math.pi))
+
+
+@cache
+def alpha_for_effective_curvature(c: float, beta: int) -> float:
+    """The sharpness at which order ``beta`` starts with effective curvature ``c``.
+
+    The inverse of :func:`effective_curvature_at_start`, which increases from 0 without bound: bisection, between
+    the sharpness of *curvature* c (the root mean square is no larger than the maximum) and the first double of it
+    that is large enough.
+
+    Raises:
+        ValueError: ``c`` is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...
+
+    >>> [round(alpha_for_effective_curvature(1, beta), 3) for beta in (0, 1, 2)]
+    [15.082, 5.712, 2.053]
+    """
+    low = high = alpha_for_curvature(_positive(c, "c (effective curvature)"), beta)
+    while effective_curvature_at_start(high, beta) < c:
+        high *= 2
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        if effective_curvature_at_start(middle, beta) < c:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
 # --- activations by name ---------------------------------------------------------------------------------------------
 
 _MAKERS: dict[str, Callable[..., nn.Module]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rctaf import recipes
-from rctaf.activations import alpha_for_curvature, curvature
+from rctaf.activations import alpha_for_curvature, alpha_for_effective_curvature, curvature
 
 SCHEMA = 1  # raise it when the *meaning* of a field changes: every run id changes with it
 
@@ -37,6 +38,12 @@ _USED_BY: dict[str, dict[str | None, set[str]]] = {
     },
     "attack_schedule": {None: {"attack_steps", "attack_step_size"}},
     "lr_schedule": {"step": {"lr_drops"}},
+}
+# axes of a grid that stand for alpha; rounded, so that an experiment keeps its id whatever the last bits of the
+# inversion are (one is a division, the other a quadrature)
+_ALPHA_FOR: dict[str, tuple[Callable[[float, int], float], int]] = {
+    "curvature": (alpha_for_curvature, 12),
+    "effective_curvature": (alpha_for_effective_curvature, 9),
 }
 _NEEDED_BY = {"awp": {"awp_from"}, "averaging": {"averaging_decay", "averaging_from"}}  # dropped where it is None
 
@@ -194,8 +201,9 @@ class RunConfig(BaseModel):
 class Block(BaseModel):
     """One product of axes over a common base.
 
-    ``curvature`` may be an axis in place of ``alpha``. ``recipe`` names a file of ``rctaf/recipes``, whose
-    settings are used where neither base nor axes give their own.
+    In place of ``alpha`` an axis may be ``curvature``, max|sigma''|, or ``effective_curvature``, what the start of
+    training meets of it (:func:`rctaf.activations.effective_curvature_at_start`). ``recipe`` names a file of
+    ``rctaf/recipes``, whose settings are used where neither base nor axes give their own.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -209,12 +217,12 @@ class Block(BaseModel):
             row = {**self.base, **dict(zip(self.axes, values, strict=True))}
             if "recipe" in row:
                 row = {**recipes.settings(row.pop("recipe")), **row}
-            if "curvature" in row:
-                if "alpha" in row:
-                    raise ValueError("give alpha or curvature, not both")
-                c, beta = row.pop("curvature"), row.get("beta", RunConfig.model_fields["beta"].default)
-                # 12 digits: one experiment keeps one id whatever the last bit of the inversion does
-                row["alpha"] = float(f"{alpha_for_curvature(c, beta):.12g}")
+            if len(given := [name for name in ("alpha", *_ALPHA_FOR) if name in row]) > 1:
+                raise ValueError(f"give {' or '.join(given)}, not both")
+            for name, (alpha_for, digits) in _ALPHA_FOR.items():
+                if name in row:
+                    beta = row.get("beta", RunConfig.model_fields["beta"].default)
+                    row["alpha"] = float(f"{alpha_for(row.pop(name), beta):.{digits}g}")
             rows.append(row)
         return rows
 

@@ -23,7 +23,12 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from rctaf import ACTIVATIONS, RCTAF, _kernels, alpha_for_curvature, curvature, make_activation, rctaf
 from rctaf import replace_activations as replace
-from rctaf.activations import LearnedRCTAF, fix_alphas
+from rctaf.activations import (
+    LearnedRCTAF,
+    alpha_for_effective_curvature,
+    effective_curvature_at_start,
+    fix_alphas,
+)
 from rctaf.data import torchvision
 
 # PyTorch raises these itself, where forward-mode derivatives and the compiler are first used
@@ -341,6 +346,44 @@ def test_alpha_for_curvature_is_the_inverse(alpha, beta):
 
 BAD_ALPHA = [0, -1, -0.5, math.nan, math.inf, True, "2", None, 1j]
 BAD_BETA = [-1, 0.5, 2.0, True, "1", None, math.nan]
+
+
+@pytest.mark.parametrize("beta", [0, 1, 2, 5])
+@pytest.mark.parametrize("alpha", [0.01, 0.7, 3.0, 50.0, 1000.0])
+def test_effective_curvature_at_the_start_against_mpmath(alpha, beta):
+    """The root mean square of sigma'' over standard normal inputs, by Gauss-Legendre quadrature in 30 digits."""
+    with mpmath.workdps(30):
+
+        def density(z):
+            return (2 * series(mpmath.mpf(alpha) * z, beta, 3)[2] * alpha) ** 2 * mpmath.npdf(z)
+
+        width = min(1, 1 / alpha)  # pieces as narrow as the narrower factor
+        pieces = [width * k for k in (0, 2, 5, 10, 20, 40)]
+        truth = mpmath.sqrt(2 * mpmath.quad(density, [p for p in pieces if p < 12] + [min(12, 80 * width)]))
+    # float64: some rounding in each of the derivative's terms, which at order 5 cancel by a digit
+    assert effective_curvature_at_start(alpha, beta) == pytest.approx(float(truth), rel=1e-13 if beta < 5 else 1e-11)
+
+
+@given(st.floats(1e-3, 1e4), st.floats(1.001, 10), st.integers(0, 6))
+@settings(deadline=None, max_examples=25)
+def test_effective_curvature_increases_and_has_an_inverse(c, factor, beta):
+    alpha = alpha_for_effective_curvature(c, beta)
+    assert effective_curvature_at_start(alpha, beta) == pytest.approx(c, rel=1e-12)
+    assert effective_curvature_at_start(factor * alpha, beta) > c
+    assert c <= curvature(alpha, beta) * (1 + 1e-12)
+
+
+def test_effective_curvature_at_both_ends():
+    """The maximum where all inputs lie on the bend, the square root of alpha where almost none do."""
+    for beta in (0, 1, 2):
+        small = effective_curvature_at_start(1e-4, beta) / curvature(1e-4, beta)
+        assert small == pytest.approx(1, rel=1e-6)
+        assert effective_curvature_at_start(4e4, beta) / effective_curvature_at_start(1e4, beta) == pytest.approx(
+            2, rel=1e-6
+        )
+    for bad in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="effective curvature"):
+            alpha_for_effective_curvature(bad, 1)
 
 
 @pytest.mark.parametrize(

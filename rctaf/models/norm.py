@@ -86,7 +86,8 @@ def start_at_gain(model: nn.Module, gain: float) -> None:
         for name, module in model.named_modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.fill_(gain)
-                if not name.startswith("stem."):  # which alone reads no activations
+                # the stem alone reads no activations; a norm without running statistics has none to scale
+                if module.running_var is not None and not name.startswith("stem."):
                     module.running_var *= gain**2
             elif isinstance(module, nn.Linear):
                 module.weight /= gain
