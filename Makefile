@@ -7,7 +7,7 @@ PY := .venv/bin/python
 INSTALLED := .venv/.installed
 DEVELOPER := .venv/.developer
 
-.PHONY: book pages test check runs lab clean
+.PHONY: book pages test check runs bench lab clean
 
 book: $(INSTALLED) ## train the quick grid, execute every notebook, build _build/html
 	@$(PY) tools/assets.py
@@ -29,6 +29,9 @@ check: $(DEVELOPER) ## style, types, notebooks without outputs
 
 runs: $(INSTALLED) ## run a grid: make runs GRID=grids/digits/figure_3.yaml JOBS=2
 	@$(PY) -m rctaf.runs run $(GRID) --jobs $(JOBS)
+
+bench: $(INSTALLED) ## time and memory of every activation here (on the GPU too, if there is one), beside the committed
+	@$(PY) benchmarks/bench_activations.py
 
 lab: $(INSTALLED) ## the notebooks in JupyterLab
 	@.venv/bin/jupyter lab notebooks

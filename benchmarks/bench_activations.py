@@ -1,19 +1,31 @@
-"""Time and memory of every activation of the paper's Table 2, against ReLU.
+"""What every activation of the paper's Table 2 costs, in time and in memory, against ReLU.
 
-    python benchmarks/bench_activations.py [--rounds 15] [--threads 1] [--device cpu]
+    make bench                                                # everything this machine can measure
+    python benchmarks/bench_activations.py --device cpu --what activation
 
-One forward and one backward pass over a 128 x 64 x 32 x 32 tensor in float32, the largest activation of a ResNet-18
-on 32 x 32 images. Three modes: ``naive`` (the recursion as one would type it, differentiated by autograd, as in the
-paper), ``eager`` (this package), ``compiled`` (this package under ``torch.compile``). PyTorch's own activations have no
-naive mode.
+Two things are measured (``--what``):
 
-Rules of the clock: compilation and two warm-up passes are not timed. In each round every variant runs once, in a new
-random order, and is divided by eager ReLU *of that round*, so that a slow minute of the machine slows both. Reported
-are the median and the quartiles of these ratios. ``saved_mib`` is what autograd keeps for backward besides the output,
-counted by its own hooks. The record goes to ``results/benchmarks/``; it decides no test.
+``activation``
+    one forward and one backward pass of the activation alone over a 128 x 64 x 32 x 32 tensor in float32, the largest
+    of a ResNet-18 on 32 x 32 images;
+``training_step``
+    one step of standard training (SGD with momentum) of the whole ResNet-18 on 128 such images, what the paper timed.
 
-On a CPU, ``eager`` uses the package's C kernel where a compiler is found; run with ``CC=none`` to time the plain
-formula that serves everywhere else.
+Each in three modes: ``naive`` (the recursion as one would type it, differentiated by autograd, as in the paper),
+``eager`` (this package), ``compiled`` (the same under ``torch.compile``). PyTorch's own activations have no naive mode.
+
+Rules of the clock: compilation and warm-up are not timed. In each round every variant runs once, in a new random order,
+and is divided by eager ReLU *of that round*, so that a slow minute of the machine slows both. Recorded are the median
+and the quartiles of these ratios. On a GPU the time between two CUDA events, several passes in a row.
+
+Memory is the peak of what PyTorch's allocator holds, followed through every allocation. For the activation alone it
+counts from what the caller holds anyway (input, incoming gradient); for the training step from nothing, so weights,
+momentum and images are inside. ``saved_mib`` is what autograd keeps between the two passes of the activation besides
+input and output.
+
+Records go to ``results/benchmarks/``, beside a comparison with the committed ones as ratios to ReLU, never as seconds.
+They decide no test. On a CPU the package's C kernel is used where a compiler is found; with ``CC=none`` the record is
+that of the plain formula that serves everywhere else.
 """
 
 from __future__ import annotations
@@ -21,24 +33,39 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import random
+import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.profiler import profile
 
-from rctaf import RCTAF, _native, alpha_for_curvature, make_activation
-from rctaf.records import provenance, results_dir, write_text
+from rctaf import RCTAF, _kernels, alpha_for_curvature, make_activation
+from rctaf.models import make_model
+from rctaf.paper import TABLE_2
+from rctaf.records import ROOT, provenance, results_dir, write_text
 
-SHAPE = (128, 64, 32, 32)
 CURVATURE = 7.0  # Table 1's tuned variants
-BASELINES = ("relu", "leaky_relu", "elu", "gelu", "mish", "softplus", "swish", "selu")
-# Without these, glibc gives the pages of every large tensor back and faults them in again: that would be measured.
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_TOP_PAD_": str(64 << 20)}
+SHAPES = {"activation": (128, 64, 32, 32), "training_step": (128, 3, 32, 32)}
+# Without the first three, glibc gives the pages of every large tensor back and faults them in again: that would be
+# measured. The last keeps the profiler, which follows the allocations, from announcing itself at every use.
+ENVIRONMENT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "-1",
+    "MALLOC_TOP_PAD_": str(64 << 20),
+    "KINETO_LOG_LEVEL": "99",
+}
+
+Step = Callable[[], object]
+Key = tuple[str, str]  # activation as in TABLE_2, mode
 
 
 class Naive(nn.Module):
@@ -56,121 +83,215 @@ class Naive(nn.Module):
         return x * s if self.beta == 1 else x * (s + u * s * (1 - s))
 
 
-Function = Callable[[Tensor], Tensor]
+def variants() -> dict[Key, Callable[[], nn.Module]]:
+    """(activation, mode) -> what makes the module."""
+    made: dict[Key, Callable[[], nn.Module]] = {}
+    for name in TABLE_2:
+        kind, _, order = name.partition(" β=")
+        if order:
+            beta = int(order)
+            alpha = alpha_for_curvature(CURVATURE, beta)
+            made[name, "naive"] = lambda alpha=alpha, beta=beta: Naive(alpha, beta)
+            made[name, "eager"] = lambda alpha=alpha, beta=beta: RCTAF(alpha, beta)
+        else:
+            made[name, "eager"] = lambda kind=kind: make_activation(kind)
+        made[name, "compiled"] = made[name, "eager"]
+    return made
 
 
-def variants() -> dict[tuple[str, str], Function]:
-    """(activation, mode) -> function."""
-    torch._dynamo.config.recompile_limit = 100  # all variants share the wrapper that the limit counts
-    out: dict[tuple[str, str], Function] = {}
-    for name in BASELINES:
-        out[name, "eager"] = make_activation(name)
-        out[name, "compiled"] = torch.compile(make_activation(name), fullgraph=True)
-    for beta in range(3):
-        alpha = alpha_for_curvature(CURVATURE, beta)
-        name = f"rctaf beta={beta}"
-        out[name, "naive"] = Naive(alpha, beta)
-        out[name, "eager"] = RCTAF(alpha, beta)
-        out[name, "compiled"] = torch.compile(RCTAF(alpha, beta), fullgraph=True)
-    return out
+def compiled(module: nn.Module, mode: str) -> Callable[[Tensor], Tensor]:
+    return torch.compile(module, fullgraph=True, dynamic=False) if mode == "compiled" else module
 
 
-def saved_bytes(module: Function, x: Tensor) -> int:
-    """Bytes of the distinct storages kept for backward, the output's excluded."""
+def activation(make: Callable[[], nn.Module], mode: str, shape: tuple[int, ...], device: torch.device) -> Step:
+    """Forward and backward pass of one activation."""
+    x = torch.randn(shape, device=device, requires_grad=True)
+    grad, function = torch.randn(shape, device=device), compiled(make(), mode)
+    return lambda: torch.autograd.grad(function(x), x, grad)
+
+
+def training_step(make: Callable[[], nn.Module], mode: str, shape: tuple[int, ...], device: torch.device) -> Step:
+    """One step of standard training of a ResNet-18. Gradients are freed at its end, so that a step leaves nothing."""
+    model = make_model("resnet18", activation=make, in_channels=shape[1], n_classes=10).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    images, labels = torch.rand(shape, device=device), torch.randint(10, shape[:1], device=device)
+    logits = compiled(model, mode)
+
+    def step() -> None:
+        F.cross_entropy(logits(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+SUBJECTS = {"activation": activation, "training_step": training_step}
+
+
+def traced(function: Callable[[], Any], device: torch.device) -> tuple[Any, int, int]:
+    """What ``function`` returns, the bytes it leaves allocated, and the peak while it ran; both from its start."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        result = function()
+        torch.cuda.synchronize()
+        return result, torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before
+    with profile(profile_memory=True) as seen:
+        result = function()
+    events = [(e.start_ns(), e.nbytes()) for e in seen.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for _, size in sorted(events, key=lambda event: event[0]):
+        held += size
+        peak = max(peak, held)
+    return result, held, peak
+
+
+def saved_bytes(module: nn.Module, shape: tuple[int, ...], device: torch.device) -> int:
+    """Bytes of the distinct storages that eager autograd keeps for backward, the output's excluded."""
     kept: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:
         kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
+    x = torch.randn(shape, device=device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         y = module(x)
     kept.pop(y.untyped_storage().data_ptr(), None)
     return sum(kept.values())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    if args.device == "cpu" and not KEEP_MEMORY.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
-
-    started = time.time()
-    torch.manual_seed(0)
-    torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)
-    device = torch.device(args.device)
-    x = torch.randn(SHAPE, device=device, requires_grad=True)
-    grad = torch.randn(SHAPE, device=device)
-
-    def seconds(module: Function) -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+def seconds(step: Step, device: torch.device) -> float:
+    """Duration of one call."""
+    if device.type == "cpu":
         begin = time.perf_counter()
-        torch.autograd.grad(module(x), x, grad)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        step()
         return time.perf_counter() - begin
+    calls = 10  # enough work in the queue that the GPU does not wait for Python at its start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(calls):
+        step()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / calls
 
-    modules = variants()
-    saved, peak = {}, {}
-    for key, module in modules.items():
-        for _ in range(2):
-            seconds(module)
-        saved[key] = saved_bytes(module, x)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            seconds(module)
-            peak[key] = torch.cuda.max_memory_allocated() - before
+
+def spread(values: list[float]) -> dict[str, Any]:
+    if len(values) == 1:
+        return {"median": values[0], "quartiles": [values[0]] * 2}
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "quartiles": [low, high]}
+
+
+def measure(
+    what: str, device: torch.device, shape: tuple[int, ...], rounds: int, chosen: dict[Key, Callable[[], nn.Module]]
+) -> list[dict[str, Any]]:
+    """One row per variant; ``chosen`` must hold eager ReLU, which all are divided by."""
+    if any(mode == "compiled" for _, mode in chosen):
+        torch._dynamo.config.recompile_limit = 100  # all variants share the code that the limit counts
+    steps: dict[Key, Step] = {}
+    peaks: dict[Key, int] = {}
+    for (name, mode), make in chosen.items():
+        torch.manual_seed(0)
+        build = lambda make=make, mode=mode: SUBJECTS[what](make, mode, shape, device)  # noqa: E731
+        step, own, _ = traced(build, device)
+        first, second = traced(step, device), traced(step, device)
+        # The first step allocates the momentum, compiles and picks algorithms; a later one is what training needs.
+        held = 0 if what == "activation" else own + first[1]
+        steps[name, mode], peaks[name, mode] = step, held + second[2]
         print(".", end="", flush=True, file=sys.stderr)
 
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in modules}
-    order = list(modules)
+    times: dict[Key, list[float]] = {key: [] for key in steps}
+    order = list(steps)
     shuffle = random.Random(0)
-    for _ in range(args.rounds):
+    for _ in range(rounds):
         shuffle.shuffle(order)
         for key in order:
-            times[key].append(seconds(modules[key]))
+            times[key].append(seconds(steps[key], device))
+    print(file=sys.stderr)
 
     rows = []
-    for (name, mode), own in times.items():
-        ratios = [t / r for t, r in zip(own, times["relu", "eager"], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    for (name, mode), own_times in times.items():
+        ratios = [t / r for t, r in zip(own_times, times["relu", "eager"], strict=True)]
         row = {
             "activation": name,
             "mode": mode,
-            "time_over_relu": {"median": middle, "quartiles": [low, high]},
-            "median_ms": 1e3 * statistics.median(own),
-            "saved_mib": saved[name, mode] / 2**20,
+            "time_over_relu": spread(ratios),
+            "ms": spread([1e3 * t for t in own_times]),
+            "peak_mib": peaks[name, mode] / 2**20,
         }
-        if device.type == "cuda":
-            row["peak_mib"] = peak[name, mode] / 2**20
+        if what == "activation" and mode != "compiled":
+            row["saved_mib"] = saved_bytes(chosen[name, mode](), shape, device) / 2**20
         rows.append(row)
-        print(
-            f"{name:14} {mode:9} {middle:5.2f} x ReLU ({low:.2f}-{high:.2f})"
-            f"  {row['median_ms']:7.1f} ms  {row['saved_mib']:6.1f} MiB"
-        )
+    return rows
 
-    kernel = device.type == "cpu" and _native._library() is not None
+
+def committed(file: str) -> dict[Key, float]:
+    """The committed record's time over ReLU; empty where there is none."""
+    command = ["git", "-C", str(ROOT), "show", f"HEAD:results/benchmarks/{file}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    rows = json.loads(done.stdout)["rows"] if done.returncode == 0 else []
+    return {(row["activation"], row["mode"]): row["time_over_relu"]["median"] for row in rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", choices=SUBJECTS, action="append", help="default: both")
+    parser.add_argument("--device", choices=["cpu", "cuda"], action="append", help="default: all there are")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--modes", nargs="+", default=["naive", "eager", "compiled"])
+    args = parser.parse_args()
+    if not ENVIRONMENT.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ENVIRONMENT})
+
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    for name in args.device or ["cpu", *["cuda"] * torch.cuda.is_available()]:
+        for what in args.what or SUBJECTS:
+            run(what, torch.device(name), args.rounds, args.batch, args.modes)
+
+
+def run(what: str, device: torch.device, rounds: int, batch: int, modes: list[str]) -> None:
+    started, load = time.time(), os.getloadavg()[0]
+    shape = (batch, *SHAPES[what][1:])
+    chosen = {key: make for key, make in variants().items() if key[1] in modes or key == ("relu", "eager")}
+    rows = measure(what, device, shape, rounds, chosen)
+    source = provenance(started) | {"activation_kernel": _kernels.fused_by(device.type)}
+    if device.type == "cpu":  # also where there is a GPU besides
+        source["device"] = f"{platform.machine()} CPU"
     record = {
-        "benchmark": "activations",
-        "shape": SHAPE,
+        "benchmark": what,
+        "device_type": device.type,
+        "shape": shape,
         "dtype": "float32",
         "curvature": CURVATURE,
-        "rounds": args.rounds,
-        "c_kernel": kernel,
-        "malloc": KEEP_MEMORY if device.type == "cpu" else {},
+        "rounds": rounds,
+        "cores": os.cpu_count(),
+        "load_before": round(load, 2),  # processes that wanted a core when it began: 0 on an idle machine
         "rows": rows,
-        "provenance": provenance(started),
+        "provenance": source,
     }
-    place = device.type if device.type == "cuda" else f"cpu_{args.threads}t{'' if kernel else '_no_kernel'}"
-    path = results_dir() / "benchmarks" / f"activations_{place}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    place = f"cpu_{source['threads']}t"
+    if device.type == "cuda":
+        place = re.sub(r"\W+", "_", source["device"].lower())
+    elif source["activation_kernel"] == "PyTorch":
+        place += "_no_kernel"
+    path = results_dir() / "benchmarks" / f"{what}_{place}.json"
+    before = committed(path.name)
+    write_text(path, json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+    print(f"{what} on {source['device']}, {source['activation_kernel']} kernel, batch {batch}, {rounds} rounds")
+    for row in rows:
+        ratio, key = row["time_over_relu"], (row["activation"], row["mode"])
+        print(
+            f"{key[0]:11} {key[1]:9} {ratio['median']:5.2f} x ReLU now ({ratio['quartiles'][0]:.2f} to "
+            f"{ratio['quartiles'][1]:.2f}), {f'{before[key]:.2f}' if key in before else 'nothing'} committed; "
+            f"peak {row['peak_mib']:.0f} MiB"
+        )
     print(path)
 
 

@@ -186,7 +186,7 @@ def provenance(started: float) -> dict[str, Any]:
     """Where, when and with what a run was made; ``started`` is its ``time.time()``."""
     import torch
 
-    from rctaf import _native
+    from rctaf import _kernels
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
@@ -207,7 +207,7 @@ def provenance(started: float) -> dict[str, Any]:
         "wall_s": round(time.time() - started, 2),
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
-        "activation_kernel": "C" if not cuda and _native.available() else "PyTorch",  # they round differently
+        "activation_kernel": _kernels.fused_by("cuda" if cuda else "cpu"),
         "python": platform.python_version(),
         "packages": versions,
     }

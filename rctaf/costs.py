@@ -1,0 +1,112 @@
+"""Table 2, the cost of an activation, from the records that benchmarks/bench_activations.py writes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from IPython.display import HTML
+
+from rctaf.paper import TABLE_2
+from rctaf.records import results_dir
+from rctaf.verdicts import Verdict
+
+WHAT = {
+    "training_step": "One training step of ResNet-18",
+    "activation": "The activation alone, forward and backward",
+}
+DEVICES = {"cpu": "a CPU", "cuda": "a GPU"}
+MODES = {"naive": "naive", "eager": "this package", "compiled": "compiled"}
+
+Record = dict[str, Any]
+
+
+def load(what: str, device_type: str) -> list[Record]:
+    """The records of one of :data:`WHAT` on one of :data:`DEVICES`, in the order of file names."""
+    paths = sorted((results_dir() / "benchmarks").glob(f"{what}_*.json"))
+    records = [json.loads(path.read_text()) for path in paths]
+    return [record for record in records if record["device_type"] == device_type]
+
+
+def row(record: Record, activation: str, mode: str) -> dict[str, Any] | None:
+    """What was measured for one activation (named as in ``TABLE_2``) in one mode; None where it was not."""
+    found = [r for r in record["rows"] if (r["activation"], r["mode"]) == (activation, mode)]
+    return found[0] if found else None
+
+
+def describe(record: Record) -> str:
+    """What was measured, where and how, in one paragraph."""
+    source = record["provenance"]
+    place = source["device"]
+    if record["device_type"] == "cpu":
+        threads = source["threads"]
+        place += f" ({threads} thread{'s' if threads > 1 else ''} of {record['cores']} cores)"
+    kernel = source["activation_kernel"]
+    kernel = "PyTorch operations, no kernel of its own" if kernel == "PyTorch" else f"its {kernel} kernel"
+    shape = " × ".join(map(str, record["shape"]))
+    return (
+        f"**{WHAT[record['benchmark']]}**, input {shape} in {record['dtype']}, on **{place}**; "
+        f"PyTorch {source['packages']['torch']}; this package with {kernel}; {record['rounds']} rounds on "
+        f"{source['started'][:10]}, with {record['load_before']:.1f} other processes at work when they began."
+    )
+
+
+def table_2(record: Record, quantity: Literal["memory", "time"]) -> HTML:
+    """Table 2 as printed and as one record has it, both over the ReLU of the same machine.
+
+    Args:
+        quantity: ``memory`` (peak allocated; the MiB in brackets) or ``time`` (median over rounds; quartiles in
+            brackets).
+    """
+    relu = row(record, "relu", "eager")
+    if relu is None:
+        raise ValueError("the record has no row for eager ReLU, which every other is compared with; run make bench")
+
+    def cell(activation: str, mode: str) -> str:
+        r = row(record, activation, mode)
+        if r is None:
+            return "–"
+        if quantity == "memory":
+            return f"{r['peak_mib'] / relu['peak_mib']:.2f} ({r['peak_mib']:.0f})"
+        low, high = r["time_over_relu"]["quartiles"]
+        return f"{r['time_over_relu']['median']:.2f} ({low:.2f} to {high:.2f})"
+
+    lines = []
+    for name, printed in TABLE_2.items():
+        value, base = (pair[quantity == "time"] for pair in (printed, TABLE_2["relu"]))
+        own = [cell(name, mode) for mode in MODES]
+        eager = f"<td>{own[0]}</td><td>{own[1]}</td>" if "β" in name else f"<td colspan='2'>{own[1]}</td>"
+        lines.append(f"<td>{name}</td><td>{value:.2f}</td><td>{value / base:.2f}</td>{eager}<td>{own[2]}</td>")
+    unit, extra = {"memory": ("GB", "MiB"), "time": ("min", "quartiles")}[quantity]
+    head = (
+        f"<tr><th rowspan='2'>{quantity}</th><th colspan='2'>as printed</th>"
+        f"<th colspan='3'>here, over ReLU ({extra})</th></tr>"
+        f"<tr><th>{unit}</th><th>over ReLU</th>{''.join(f'<th>{word}</th>' for word in MODES.values())}</tr>"
+    )
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return HTML(f'<table class="table"><thead>{head}</thead><tbody>{body}</tbody></table>')
+
+
+def order_2_costs_more(record: Record, mode: str) -> Verdict:
+    """A.6: order 2 needs substantially more memory and time than orders 0 and 1; here in one of :data:`MODES`.
+
+    Supported: its peak memory is above that of both, and so is its time (lower quartile above both upper quartiles).
+    Not supported: neither its peak nor its median time is above that of both. Else undecided.
+    """
+    claim = f"Order 2 needs more memory and more time than orders 0 and 1 ({MODES[mode]})."
+    rows = [row(record, f"rctaf β={beta}", mode) for beta in range(3)]
+    relu = row(record, "relu", "eager")
+    if relu is None or None in rows:
+        return Verdict(claim, "Not measured.", "not testable")
+    peaks = [r["peak_mib"] / relu["peak_mib"] for r in rows if r]
+    times = [r["time_over_relu"] for r in rows if r]
+    words = "; ".join(
+        f"order {beta}: memory {peak:.2f}, time {time['median']:.2f} "
+        f"({time['quartiles'][0]:.2f} to {time['quartiles'][1]:.2f})"
+        for beta, (peak, time) in enumerate(zip(peaks, times, strict=True))
+    )
+    memory = peaks[2] > max(peaks[:2])
+    slower = times[2]["quartiles"][0] > max(t["quartiles"][1] for t in times[:2])
+    perhaps = times[2]["median"] > max(t["median"] for t in times[:2])
+    outcome = "supported" if memory and slower else "undecided" if memory or perhaps else "not supported"
+    return Verdict(claim, f"Over ReLU, {words}.", outcome)
