@@ -22,6 +22,8 @@ def page_assets(app: Sphinx, pagename: str, templatename: str, context: dict, do
     if "plotly-graph-div" in body:
         app.add_js_file("plotly.min.js", priority=200)  # before RequireJS: it must not find an AMD loader
         app.add_js_file("plots.js", priority=210)
+    if 'class="table records"' in body:
+        app.add_js_file("records.js", loading_method="defer")
     if widgets:  # after every script of the theme, for the same reason
         app.add_js_file("widgets/require.js", priority=900)
         app.add_js_file(None, body=WIDGET_PATHS, priority=901)

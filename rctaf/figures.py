@@ -16,7 +16,7 @@ from IPython.display import HTML
 from plotly.io._base_renderers import MimetypeRenderer
 
 from rctaf import paper
-from rctaf.config import Grid
+from rctaf.config import Grid, RunConfig
 from rctaf.records import ROOT, Record, find, table
 from rctaf.statistics import cell_means, mean_interval
 from rctaf.verdicts import BAND, Verdict
@@ -135,12 +135,7 @@ def curves(
         which = group[series].iloc[0]
         name = f"order β = {int(which)}" if series == "beta" else str(which)
         colour = COLOURS[int(which) if series == "beta" else place]
-        text = [
-            f"{name}, {x} {row[x]:.4g}<br>mean {row['mean'] * scale:.4g}{unit}"
-            + (f", 95 % interval {row['low'] * scale:.4g} to {row['high'] * scale:.4g}" if row["n"] > 1 else "")
-            + f"<br>{row['n']} seed{'s' if row['n'] > 1 else ''}<br>runs {_wrap(row['runs'])}"
-            for _, row in group.iterrows()
-        ]
+        text = [_hover(f"{name}, {x} {row[x]:.4g}", row, percent) for _, row in group.iterrows()]
         spread = (group["high"] - group["mean"]).fillna(0) * scale
         fig.add_scatter(
             x=group[x],
@@ -151,6 +146,7 @@ def curves(
             line={"color": colour},
             text=text,
             hovertemplate="%{text}<extra></extra>",
+            customdata=group["runs"],  # a click opens these records: book/assets/plots.js
         )
     if x == "curvature":
         fig.add_vrect(*BAND, fillcolor="rgba(128,128,128,0.18)", line_width=0)
@@ -179,9 +175,20 @@ def curves(
 
 def add_reference_lines(fig: go.Figure, cells: pd.DataFrame, *, percent: bool = True) -> go.Figure:
     """A dotted line for each named baseline, at its mean over seeds; the type of the y axis must be set before."""
+    places = sorted({x for trace in fig.data for x in trace.x})
     for _, row in cells.sort_values("mean").iterrows():
         y = row["mean"] * (100 if percent else 1)
-        fig.add_hline(y=y, line={"dash": "dot", "width": 1, "color": COLOURS[None]})
+        fig.add_scatter(  # a trace: a shape could not name its runs
+            x=places,
+            y=[y] * len(places),
+            mode="lines",
+            line={"dash": "dot", "width": 1, "color": COLOURS[None]},
+            name=row["activation"],
+            showlegend=False,
+            hovertext=_hover(row["activation"], row, percent),
+            hovertemplate="%{hovertext}<extra></extra>",
+            customdata=[row["runs"]] * len(places),
+        )
         at = np.log10(y) if fig.layout.yaxis.type == "log" else y
         fig.add_annotation(
             x=1, xref="paper", xanchor="right", y=at, yanchor="bottom", text=row["activation"], showarrow=False
@@ -189,9 +196,123 @@ def add_reference_lines(fig: go.Figure, cells: pd.DataFrame, *, percent: bool = 
     return fig
 
 
+def _hover(name: str, cell: pd.Series, percent: bool) -> str:
+    """What a point says: its mean, its interval and the ids of its runs."""
+    mean, interval = _value(cell, percent)
+    interval = f", 95 % interval {interval}" if interval else ""
+    seeds = f"{cell['n']} seed{'s' if cell['n'] > 1 else ''}"
+    return f"{name}<br>mean {mean}{' %' if percent else ''}{interval}<br>{seeds}<br>runs {_wrap(cell['runs'])}"
+
+
+def _value(cell: pd.Series, percent: bool) -> tuple[str, str]:
+    """Mean and interval of a cell in words; the interval is empty with one seed."""
+    scale = 100 if percent else 1
+    interval = f"{cell['low'] * scale:.4g} to {cell['high'] * scale:.4g}" if cell["n"] > 1 else ""
+    return f"{cell['mean'] * scale:.4g}", interval
+
+
 def _wrap(ids: str, per_line: int = 4) -> str:
     words = ids.split()
     return "<br>".join(" ".join(words[i : i + per_line]) for i in range(0, len(words), per_line))
+
+
+RECORDS_PAGE = "records.html"  # notebooks/figures/records.ipynb, beside every other figure
+RECORD_FILES = "../../records"  # where tools/build_book.py puts a copy of every record
+
+
+def runs_table(*cells: pd.DataFrame, percent: bool = True) -> HTML:
+    """The numbers under a figure with the records behind each, folded: for readers without a mouse, and for copying.
+
+    Args:
+        cells: what the figure was drawn from, from :func:`cells`; columns that are empty throughout are left out.
+        percent: as in :func:`curves`.
+    """
+    rows = pd.concat([part.dropna(axis=1, how="all") for part in cells if len(part)], ignore_index=True)
+    keys = [name for name in rows.columns if name not in {"mean", "low", "high", "n", "runs"}]
+    rows = rows.reindex(columns=[*keys, "mean", "low", "high", "n", "runs"])
+    lines = []
+    for _, row in rows.iterrows():
+        what = ["–" if pd.isna(v) else f"{v:.4g}" if isinstance(v, float) else escape(str(v)) for v in row[keys]]
+        files = " ".join(f'<a href="{RECORD_FILES}/{run_id}.json">{run_id}</a>' for run_id in row["runs"].split())
+        values = [*what, *_value(row, percent), runs_link(row["runs"], str(row["n"])), files]
+        lines.append("<tr>" + "".join(f"<td>{value}</td>" for value in values) + "</tr>")
+    names = {"curvature": "max|σ''|", "beta": "order β", "alpha": "sharpness α"}
+    unit = " %" if percent else ""
+    heads = [*(names.get(key, key) for key in keys), f"mean{unit}", "95 % interval", "seeds", "records"]
+    return HTML(
+        "<details><summary>The numbers of this figure, and the records behind each</summary>"
+        f'<table class="table"><thead><tr>{"".join(f"<th>{name}</th>" for name in heads)}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></details>"
+    )
+
+
+def runs_link(runs: str, text: str) -> str:
+    """A link to the table of records, showing only these runs (ids with spaces between them)."""
+    return f'<a href="{RECORDS_PAGE}#{",".join(runs.split())}">{text}</a>'
+
+
+_COLUMNS = {  # of the table of records: a name and how to read it; accuracies are shares
+    "data": "dataset",
+    "network": "network",
+    "method": "method",
+    "max|σ''|": "curvature",
+    "seed": "seed",
+    "clean %": "clean_accuracy",
+    "PGD-20 %": "pgd20_accuracy",
+    "APGD-CE + APGD-T %": "screening_accuracy",
+    "AutoAttack %": "robust_accuracy",
+    "Hessian rms, adversarial": "hessian_adversarial.rms",
+}
+
+
+def records_table(records: Sequence[Record]) -> HTML:
+    """Every record in one table, a row each with a link to its file; book/assets/records.js sorts and filters it."""
+    frame = table(records).reindex(columns=["id", "kept", *_COLUMNS.values()])
+    lines = []
+    for record, (_, row) in zip(records, frame.iterrows(), strict=True):
+        config, origin = record.config, record.provenance
+        activation = config.activation + (f" α = {config.alpha:g}, β = {config.beta}" if config.alpha else "")
+        values = [f'<a href="{RECORD_FILES}/{record.run_id}.json">{record.run_id}</a>', activation]
+        for name, column in _COLUMNS.items():
+            v = row[column]
+            values.append("–" if pd.isna(v) else f"{100 * v:.2f}" if name.endswith("%") else escape(_short(v)))
+        values += [
+            escape(", ".join(f"{name} {value}" for name, value in _unusual(config).items())) or "–",
+            str(origin.get("started", "–"))[:10],
+            escape(str(origin["device"])),
+            str(origin["threads"]),
+            f"{origin['wall_s']:.0f}",
+            f"{str(origin['git_commit'])[:10]}{'+' if origin.get('git_dirty') else ''}",
+            "committed" if record.kept else "made here",
+        ]
+        cells = "".join(f"<td>{value}</td>" for value in values)
+        lines.append(f'<tr id="{record.run_id}">{cells}</tr>')
+    heads = [
+        "record",
+        "activation",
+        *_COLUMNS,
+        "other settings",
+        "date",
+        "device",
+        "threads",
+        "seconds",
+        "commit",
+        "kept",
+    ]
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return HTML(f'<table class="table records"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>')
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _unusual(config: RunConfig) -> dict[str, object]:
+    """The settings without a column of their own that are not the defaults."""
+    own = {"dataset", "network", "method", "activation", "alpha", "beta", "seed"}
+    settings = config.model_dump(mode="json")
+    usual = RunConfig(**{name: settings[name] for name in own}).model_dump(mode="json")
+    return {name: value for name, value in settings.items() if value != usual[name]}
 
 
 _OUTCOME_COLOURS = {
@@ -239,7 +360,8 @@ def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
         if len(values) == 0:
             return "no record"
         e = mean_interval(100 * values)
-        return f"{e.value:.2f}" + (f" ({e.low:.2f} to {e.high:.2f}), {e.n} seeds" if e.n > 1 else ", 1 seed")
+        runs = runs_link(" ".join(rows.loc[rows[column].notna(), "id"]), f"{e.n} seed{'s' if e.n > 1 else ''}")
+        return f"{e.value:.2f}" + (f" ({e.low:.2f} to {e.high:.2f})" if e.n > 1 else "") + f", {runs}"
 
     lines = []
     for name, (clean, robust, curvature) in paper.TABLE_1.items():

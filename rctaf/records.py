@@ -154,6 +154,12 @@ def find(cells: Iterable[str]) -> list[Record]:
     return [record for run_id in cells if (record := load(run_id)) is not None]
 
 
+def load_all() -> list[Record]:
+    """Every record of the store, by id; where a run has two, the committed one."""
+    paths = {path.parent.name: path for kind in ("local", "runs") for path in results_dir().glob(f"{kind}/*/run.json")}
+    return [read(path) for _, path in sorted(paths.items())]
+
+
 def table(records: Iterable[Record]) -> pd.DataFrame:
     """One row per record: ``id``, ``kept``, ``curvature``, every setting, every scalar metric.
 

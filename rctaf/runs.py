@@ -309,7 +309,7 @@ Times = dict[tuple[Any, ...], float]
 def _measured() -> dict[str, tuple[Times, Times]]:
     """By device: median seconds of one epoch, and of everything after training."""
     samples: dict[str, tuple[dict[tuple[Any, ...], list[float]], ...]] = {}
-    for record in _all_records():
+    for record in records.load_all():
         seconds = record.history.get("seconds")
         if not seconds:
             continue
@@ -333,11 +333,6 @@ def _cost(config: RunConfig, epoch: Times, evaluation: Times) -> float | None:
     return None if one is None or rest is None else one * config.epochs + rest
 
 
-def _all_records() -> list[Record]:
-    paths = [*results_dir().glob("runs/*/run.json"), *results_dir().glob("local/*/run.json")]
-    return [records.read(path) for path in sorted(paths)]
-
-
 # --- once more ---------------------------------------------------------------------------------
 
 
@@ -351,7 +346,7 @@ def replay(run_id: str) -> int:
     old = records.load(run_id)
     if old is None:
         raise SystemExit(f"no record {run_id!r} under {results_dir()} (looked in runs/ and local/)")
-    siblings = [r for r in _all_records() if _but_seed(r.config) == _but_seed(old.config) and r.run_id != run_id]
+    siblings = [r for r in records.load_all() if _but_seed(r.config) == _but_seed(old.config) and r.run_id != run_id]
     threads = str(old.provenance["threads"])
     print(f"{run_id}  {old.config.label}\n  recorded {_conditions(old)}", flush=True)
     with (

@@ -124,15 +124,24 @@ def test_a_book_from_failing_notebook_to_failing_warning(tmp_path, vendor):
     assert not list((tmp_path / "_build").rglob("*.partial.ipynb"))
     assert str(tmp_path) not in (html / "_sources/notebooks/first.ipynb").read_text()
 
+    assert not list((html / "records").iterdir())
+
     made = (html / "index.html").stat().st_mtime_ns
     assert build().returncode == 0
     assert executions() == (1, 2)
     assert (html / "index.html").stat().st_mtime_ns == made
 
-    # a new record is news to the figures only; a warning is an error, and the last good book stays
-    record = tmp_path / "results/local/abc/run.json"
-    record.parent.mkdir(parents=True)
-    record.write_text("{}")
+    # a new record is news to the figures only, and part of the book; of two, the committed one
+    for kind, text in (("local", "{}"), ("runs", "[]")):
+        record = tmp_path / f"results/{kind}/abc/run.json"
+        record.parent.mkdir(parents=True)
+        record.write_text(text)
+    assert build().returncode == 0
+    assert executions() == (1, 3)
+    assert [(path.name, path.read_text()) for path in (html / "records").iterdir()] == [("abc.json", "[]")]
+
+    # a warning is an error, and the last good book stays
+    made = (html / "index.html").stat().st_mtime_ns
     intro.write_text("# Intro\n\n[](nowhere.md)\n")
     done = build()
     assert done.returncode == 1

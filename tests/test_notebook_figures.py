@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -76,6 +77,15 @@ def expected(folder: Path, name: str, beta: int, read) -> np.ndarray:
     return np.array(means)
 
 
+def ids(folder: Path, name: str, **settings) -> list[str]:
+    """The ids of a grid's runs with these settings, in the order of the grid."""
+    cells = Grid.load(folder / f"{name}.yaml").cells()
+    return [
+        run_id for run_id, config in cells.items()
+        if all(getattr(config, key) == (pytest.approx(v) if key == "curvature" else v) for key, v in settings.items())
+    ]  # fmt: skip
+
+
 def test_figure_3(store, tmp_path):
     out = tmp_path / "figure_3.ipynb"
     grids = [str(store / "known.yaml"), str(store / "empty.yaml")]
@@ -87,6 +97,16 @@ def test_figure_3(store, tmp_path):
             trace = traces(figure)[beta]
             np.testing.assert_allclose(numbers(trace["y"]), truth, rtol=1e-12)
             np.testing.assert_allclose(numbers(trace["x"]), x, rtol=1e-9)
+            for curvature, runs in zip(CURVATURES, trace["customdata"], strict=True):
+                assert runs.split() == ids(store, "known", beta=beta, curvature=curvature)
+    (relu,) = (trace for trace in by_curvature["data"] if trace["name"] == "relu")
+    assert relu["customdata"] == [" ".join(ids(store, "known", activation="relu"))] * len(CURVATURES)
+    (table,) = (box for box in outputs(out, "text/html") if "<details>" in box)
+    for beta in range(3):
+        for curvature in CURVATURES:
+            runs = ids(store, "known", beta=beta, curvature=curvature)
+            assert f'href="records.html#{",".join(runs)}">4<' in table
+            assert all(f'href="../../records/{run_id}.json">{run_id}<' in table for run_id in runs)
     assert "synthetic known" in by_curvature["layout"]["title"]["text"]
     boxes = outputs(out, "text/html")
     verdicts = [box for box in boxes if 'class="verdict"' in box]
@@ -168,7 +188,23 @@ def test_table_1(store, tmp_path):
     for beta in range(3):
         mean = 100 * expected(store, "known", beta, lambda m: m["screening_accuracy"])[CURVATURES.index(7)]
         assert f"<td>{mean:.2f} (" in rows[f"rctaf β={beta}"]
+        assert f"#{','.join(ids(store, 'known', beta=beta, curvature=7))}" in rows[f"rctaf β={beta}"]
         assert "4 seeds" in rows[f"rctaf β={beta}"]
+
+
+def test_the_records_page_has_a_row_per_record(store, tmp_path):
+    out = tmp_path / "records.ipynb"
+    execute_notebook(FIGURES / "records.ipynb", out, {})
+    (table,) = (box for box in outputs(out, "text/html") if "<table" in box)
+    rows = dict(re.findall(r'<tr id="(\w+)">(.*?)</tr>', table))
+    docs = {path.parent.name: json.loads(path.read_text()) for path in store.glob("local/*/run.json")}
+    assert rows.keys() == docs.keys()
+    for run_id, row in rows.items():
+        assert f'href="../../records/{run_id}.json"' in row
+        assert f"<td>{100 * docs[run_id]['metrics']['screening_accuracy']:.2f}</td>" in row
+    heads = re.findall(r"<th[^>]*>(.*?)</th>", table)
+    assert len(heads) == next(iter(rows.values())).count("<td>")
+    assert f"**{len(docs)} records**, 0 of them committed" in " ".join(outputs(out, "text/markdown"))
 
 
 def test_figure_3_refuses_a_misspelt_parameter(tmp_path):

@@ -44,6 +44,11 @@ def test_committed_evidence_comes_first():
     assert found.kept
     assert found.metrics["accuracy"] == 0.8
     assert [r.run_id for r in records.find([RunConfig(seed=9).run_id, mine.run_id])] == [mine.run_id]
+    other = record(seed=3)
+    records.write(other)
+    everything = records.load_all()  # a run with two records counts once
+    assert [r.run_id for r in everything] == sorted([mine.run_id, other.run_id])
+    assert {r.run_id: r.kept for r in everything} == {mine.run_id: True, other.run_id: False}
 
 
 def test_keep_copies_what_is_finished_once():

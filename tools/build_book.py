@@ -159,9 +159,18 @@ def build() -> bool:
     command = [str(jupyter_book), "build", str(STAGE), "--all", "--quiet", "--warningiserror", "--keep-going"]
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         return False
+    copy_records(output / "html/records")
     shutil.rmtree(HTML, ignore_errors=True)
     os.rename(output / "html", HTML)
     return True
+
+
+def copy_records(folder: Path) -> None:
+    """Put the record of every run into the book, as ``ID.json``: what the points of its figures link to."""
+    folder.mkdir()
+    for kind in ("local", "runs"):  # where a run has two, the committed one, as everywhere
+        for path in results_dir().glob(f"{kind}/*/run.json"):
+            shutil.copyfile(path, folder / f"{path.parent.name}.json")
 
 
 def main() -> int:

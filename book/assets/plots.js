@@ -1,5 +1,6 @@
 // Plotly draws text in colours of its own: take those of the page, now and whenever the reader
-// switches between light and dark. (The widget does this by itself.)
+// switches between light and dark. (The widget does this by itself.) A click on a point that names
+// its runs opens their records.
 (() => {
   "use strict";
   const recolour = () => {
@@ -33,9 +34,16 @@
       Plotly.relayout(plot, change);
     }
   };
+  const openRecords = (event) => {
+    const point = event.points.find((point) => point.customdata);
+    if (!point) return;
+    const root = document.documentElement.dataset.content_root || "./";
+    location.href = `${root}notebooks/figures/records.html#${point.customdata.split(" ").join(",")}`;
+  };
   // "load" comes after the figures' own inline scripts, which draw them
   addEventListener("load", () => {
     recolour();
+    for (const plot of document.querySelectorAll(".js-plotly-plot")) plot.on("plotly_click", openRecords);
     new MutationObserver(recolour).observe(document.documentElement, { attributeFilter: ["data-theme"] });
   });
 })();
