@@ -21,8 +21,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
-from scipy.interpolate import CubicSpline
+import scipy  # its parts load when first used: half a second that a notebook drawing nothing need not spend
 
 Array = npt.NDArray[np.float64]
 _RESAMPLES = 4000
@@ -51,7 +50,7 @@ def mean_interval(values: Sequence[float] | Array) -> Estimate:
     x = _finite(values)
     if len(x) == 1:
         return Estimate(float(x[0]), math.nan, math.nan, 1)
-    reach = float(stats.t.ppf(0.975, len(x) - 1)) * x.std(ddof=1) / math.sqrt(len(x))
+    reach = float(scipy.stats.t.ppf(0.975, len(x) - 1)) * x.std(ddof=1) / math.sqrt(len(x))
     return Estimate(float(x.mean()), float(x.mean() - reach), float(x.mean() + reach), len(x))
 
 
@@ -119,7 +118,7 @@ def optimum(
     knots = min(knots, len(log_c))
     sign = 1.0 if kind == "max" else -1.0
     y = sign * table.to_numpy(float)  # [curvatures, seeds]
-    basis = CubicSpline(np.quantile(log_c, np.linspace(0, 1, knots)), np.eye(knots), bc_type="natural")
+    basis = scipy.interpolate.CubicSpline(np.quantile(log_c, np.linspace(0, 1, knots)), np.eye(knots), bc_type="natural")
     fine = np.linspace(log_c[0], log_c[-1], 1001)
     smoother = basis(fine) @ np.linalg.pinv(basis(log_c))  # means at the tested curvatures -> the curve
 
@@ -191,7 +190,7 @@ def paired_difference(
         """P(T >= t) for t = (mean d - shift) / error; also where all differences are equal."""
         gap = d.mean() - shift
         t = gap / error if error > 0 else math.copysign(math.inf, gap) if gap else 0.0
-        return float(stats.t.sf(t, n - 1))
+        return float(scipy.stats.t.sf(t, n - 1))
 
     above = upper(0.0)
     equivalent = math.nan if margin is None else max(upper(-margin), 1 - upper(margin))
@@ -347,7 +346,7 @@ def rank_correlation(frame: pd.DataFrame, x: str, y: str, *, seed: int = 0) -> p
 
 def _spearman(a: Array, b: Array) -> Array:
     """Spearman's correlation of each column of a [cells, resamples] with that of b; 0 where one of them is constant."""
-    ranks = [stats.rankdata(v, axis=0) for v in (a, b)]
+    ranks = [scipy.stats.rankdata(v, axis=0) for v in (a, b)]
     u, v = (r - r.mean(0) for r in ranks)
     scale = np.sqrt((u * u).sum(0) * (v * v).sum(0))
     return np.where(scale > 0, (u * v).sum(0) / np.where(scale > 0, scale, 1), 0.0)
@@ -375,7 +374,7 @@ def minimum_detectable_difference(
             f"expected sd > 0, runs >= 1, df > 0, 0 < level, power < 1; got sd={sd}, runs={runs}, df={df}, "
             f"level={level}, power={power}"
         )
-    return float(stats.t.ppf(1 - level / 2, df) + stats.t.ppf(power, df)) * sd * math.sqrt(2 / runs)
+    return float(scipy.stats.t.ppf(1 - level / 2, df) + scipy.stats.t.ppf(power, df)) * sd * math.sqrt(2 / runs)
 
 
 def spread_p_value(values: Sequence[float] | Array, sd: float, df: float = math.inf) -> float:
@@ -393,7 +392,7 @@ def spread_p_value(values: Sequence[float] | Array, sd: float, df: float = math.
     x = _finite(values)
     if len(x) < 2 or not (sd > 0 and df > 0):
         raise ValueError(f"{len(x)} values, sd={sd}, df={df}: expected at least 2 values, sd and df above 0")
-    return float(stats.studentized_range.sf(np.ptp(x) / sd, len(x), df))
+    return float(scipy.stats.studentized_range.sf(np.ptp(x) / sd, len(x), df))
 
 
 # --- common ----------------------------------------------------------------------------------------------------------
@@ -432,5 +431,5 @@ def _resamples(n: int, seed: int) -> Array:
 
 def _tails(n: int) -> tuple[float, float]:
     """The quantiles of the widened percentile interval for n replicates."""
-    tail = float(stats.norm.sf(stats.t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1))))
+    tail = float(scipy.stats.norm.sf(scipy.stats.t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1))))
     return tail, 1 - tail
