@@ -261,7 +261,7 @@ def run(path: Path, jobs: int) -> int:
                 bar.update(done - bar.n)
             elif sys.stderr.isatty():
                 bar.refresh()  # the clock goes on between two runs
-            time.sleep(0.5 if running else 0)
+            time.sleep((0.5 if live else 5) if running else 0)  # a look costs a few ms for every cell
     if scheduler.returncode and not failed:
         print(f"snakemake stopped with status {scheduler.returncode}; its output: {_shown(log)}", file=sys.stderr)
     return status(path)

@@ -118,7 +118,8 @@ def optimum(
     knots = min(knots, len(log_c))
     sign = 1.0 if kind == "max" else -1.0
     y = sign * table.to_numpy(float)  # [curvatures, seeds]
-    basis = scipy.interpolate.CubicSpline(np.quantile(log_c, np.linspace(0, 1, knots)), np.eye(knots), bc_type="natural")
+    at = np.quantile(log_c, np.linspace(0, 1, knots))
+    basis = scipy.interpolate.CubicSpline(at, np.eye(knots), bc_type="natural")
     fine = np.linspace(log_c[0], log_c[-1], 1001)
     smoother = basis(fine) @ np.linalg.pinv(basis(log_c))  # means at the tested curvatures -> the curve
 
