@@ -30,8 +30,9 @@ check: $(DEVELOPER) ## style, types, notebooks without outputs
 runs: $(INSTALLED) ## run a grid: make runs GRID=grids/digits/figure_3.yaml JOBS=2
 	@$(PY) -m rctaf.runs run $(GRID) --jobs $(JOBS)
 
-bench: $(INSTALLED) ## time and memory of every activation here (on the GPU too, if there is one), beside the committed
+bench: $(INSTALLED) ## time and memory here, on the GPU too if there is one, as ratios beside the committed ones
 	@$(PY) benchmarks/bench_activations.py
+	@$(PY) benchmarks/bench_training.py
 
 lab: $(INSTALLED) ## the notebooks in JupyterLab
 	@.venv/bin/jupyter lab notebooks

@@ -170,3 +170,16 @@ def test_peak_and_rest_of_known_allocations(bench):
 
     _, held, peak = bench.traced(work, torch.device("cpu"))
     assert (held, peak) == (2 << 20, 3 << 20)
+
+
+def test_training_benchmark_compares_each_step_with_its_absence(tmp_path):
+    environment = {**os.environ, "RCTAF_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT.with_name("bench_training.py")), "--rounds", "1", "--batch", "16"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    made = json.loads((tmp_path / "benchmarks" / "training_cpu_1t.json").read_text())
+    assert len(made["rows"]) == 8
+    for row in made["rows"]:
+        low, high = row["without_over_with"]["quartiles"]
+        assert 0 < low <= row["without_over_with"]["median"] <= high
+        assert f"{row['step']} " in done.stdout

@@ -150,6 +150,15 @@ def test_compiles_for_gpus_with_alpha_as_an_argument(beta, dtype, tmp_path, monk
         assert ".local" not in made.asm["ptx"]  # nothing spills from registers to memory
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter takes CPU tensors")
+def test_where_the_kernel_fails_the_plain_formula_serves(monkeypatch):
+    load = _kernels._triton_on.__wrapped__  # without the memory of earlier calls
+    with pytest.warns(UserWarning, match="its Triton kernel failed"):
+        assert load(torch.device("cpu")) is None  # Triton cannot run there, as on an old GPU
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert load(torch.device("cpu")) is None  # not installed: nothing to say
+
+
 # --- what only a GPU can show ----------------------------------------------------------------------------------------
 
 
