@@ -356,6 +356,27 @@ def _spearman(a: Array, b: Array) -> Array:
 # --- what can one run per cell show? ---------------------------------------------------------------------------------
 
 
+def seed_deviation(
+    frame: pd.DataFrame, value: str, by: Sequence[str] = ("activation", "beta", "curvature")
+) -> tuple[Estimate, int]:
+    """The standard deviation between seeds of a cell, pooled over cells, with its 95 % interval; and its df.
+
+    s² = Σ (x - mean of its cell)² / df, df = runs - cells (degrees of freedom), and df s² / σ² is χ² distributed:
+    so every cell is taken to scatter alike. Cells of one seed add nothing. ``n`` is the number of runs that count.
+
+    Raises:
+        ValueError: no cell has two seeds.
+    """
+    groups = [part[value].to_numpy(float) for _, part in frame.dropna(subset=[value]).groupby(list(by), dropna=False)]
+    groups = [_finite(group) for group in groups if len(group) > 1]
+    df = sum(len(group) - 1 for group in groups)
+    if df == 0:
+        raise ValueError(f"no cell of {len(frame)} runs has two seeds: expected at least one")
+    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+    low, high = (math.sqrt(squares / float(scipy.stats.chi2.ppf(q, df))) for q in (0.975, 0.025))
+    return Estimate(math.sqrt(squares / df), low, high, df + len(groups)), df
+
+
 def minimum_detectable_difference(
     sd: float, runs: int = 1, *, df: float = math.inf, level: float = 0.05, power: float = 0.8
 ) -> float:

@@ -33,6 +33,7 @@ def fill(grid: Grid, *, peak: float, hessian_least: float, noise: float = 0.002,
         metrics = {
             "curvature": c,
             "n_test": 500,
+            "n_eval": 500,
             "clean_accuracy": value + 0.3,
             "pgd20_accuracy": value + 0.05,
             "screening_accuracy": value,

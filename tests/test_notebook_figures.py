@@ -190,6 +190,9 @@ def test_table_1(store, tmp_path):
         assert f"<td>{mean:.2f} (" in rows[f"rctaf β={beta}"]
         assert f"#{','.join(ids(store, 'known', beta=beta, curvature=7))}" in rows[f"rctaf β={beta}"]
         assert "4 seeds" in rows[f"rctaf β={beta}"]
+    boxes = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
+    assert [re.search("Printed: ([0-9.]+) points", box)[1] for box in boxes] == ["0.30", "2.80"]
+    assert "± 0.97 to ± 0.98 points" in " ".join(outputs(out, "text/markdown"))  # 196 √(p (1 - p) / 10,000)
 
 
 def test_the_records_page_has_a_row_per_record(store, tmp_path):
@@ -219,5 +222,5 @@ def test_summary_has_a_row_per_claim(store, tmp_path):
         FIGURES / "summary.ipynb", out, {"adversarial_grids": grids, "standard_grids": [str(store / "standard.yaml")]}
     )
     tables = [box for box in outputs(out, "text/html") if "verdicts" in box]
-    assert [table.count("<tr>") - 1 for table in tables] == [4 + 6, 1]
+    assert [table.count("<tr>") - 1 for table in tables] == [4 + 6 + 2, 1]
     assert "supported</td>" in tables[0].split("<tr>")[2]  # the peak was put at 6.5

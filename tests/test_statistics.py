@@ -18,6 +18,7 @@ from rctaf.statistics import (
     orders_coincide,
     paired_difference,
     rank_correlation,
+    seed_deviation,
     spread_p_value,
 )
 
@@ -275,6 +276,36 @@ def test_the_minimum_detectable_difference_is_detected_as_often_as_it_says():
     assert minimum_detectable_difference(1.0) == pytest.approx(2.802 * math.sqrt(2), rel=1e-3)
     with pytest.raises(ValueError, match="sd=0"):
         minimum_detectable_difference(0)
+
+
+def test_the_seed_deviation_is_found_and_its_interval_covers_it():
+    """300 experiments of 6 unequal cells around different means; the cell of one seed must not count."""
+    rng = np.random.default_rng(2)
+    sizes = [2, 3, 5, 5, 4, 1]
+    found = []
+    for _ in range(300):
+        rows = [(i, s, rng.normal(10 * i, 1.5)) for i, n in enumerate(sizes) for s in range(n)]
+        frame = pd.DataFrame(rows, columns=["curvature", "seed", "value"])
+        estimate, df = seed_deviation(frame.assign(activation="rctaf", beta=math.nan), "value")
+        assert (df, estimate.n) == (14, 19)
+        found.append(estimate)
+    # four standard errors: of a mean of 300 variances with 14 degrees of freedom, and of a binomial share
+    assert np.mean([e.value**2 for e in found]) == pytest.approx(1.5**2, rel=4 * math.sqrt(2 / 14 / 300))
+    covered = np.mean([e.low < 1.5 < e.high for e in found])
+    assert covered == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 300))
+    with pytest.raises(ValueError, match="no cell of 1 runs has two seeds"):
+        seed_deviation(frame[-1:].assign(activation="rctaf", beta=0), "value")
+
+
+def test_a_difference_is_detected_as_often_as_it_says_with_an_estimated_deviation():
+    """Two single runs compared by a t test whose deviation comes from 12 degrees of freedom elsewhere."""
+    rng, df = np.random.default_rng(3), 12
+    sd = 2.0 * np.sqrt(rng.chisquare(df, size=40000) / df)
+    gap = minimum_detectable_difference(2.0, df=df)
+    noise = 2.0 * math.sqrt(2) * rng.normal(size=40000)
+    critical = minimum_detectable_difference(1.0, df=df, power=0.5) * sd  # power 1/2: the critical value itself
+    assert np.mean(np.abs(gap + noise) > critical) == pytest.approx(0.8, abs=0.02)  # the t for power is approximate
+    assert np.mean(np.abs(noise) > critical) == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 40000))
 
 
 @pytest.mark.parametrize("df", [2, math.inf])

@@ -1,5 +1,6 @@
 """Verdicts on records of known truth: each rule must come out on either side."""
 
+import numpy as np
 import pytest
 from synthetic import fill
 
@@ -107,3 +108,31 @@ def test_a_coarse_grid_leaves_the_peak_between_its_points(frame):
     coarse = rows[~rows["curvature"].isin([0.5, 2])]
     assert verdicts.peak_in_band(coarse, VALUE).outcome == "undecided"
     assert verdicts.peak_in_band(rows, VALUE).outcome == "not supported"
+
+
+@pytest.mark.parametrize(
+    ("noise", "outcomes"),
+    # a deviation of 0.05 points shows 0.20 points, one of 0.5 points shows 2.0 (0.31 if all of it were single images),
+    # one of 10 points not even 2.8; the paper prints 0.30 between orders and 2.80 to GELU
+    [
+        (0.0005, ["supported", "supported"]),
+        (0.005, ["not testable", "supported"]),
+        (0.02, ["not testable", "undecided"]),
+        (0.10, ["not testable", "not testable"]),
+    ],
+)
+def test_single_runs_of_table_1(frame, noise, outcomes):
+    records = frame(peak=6.5, hessian_least=6.5)
+    rng = np.random.default_rng(0)
+    records[VALUE] = records["curvature"].fillna(0) / 100 + noise * rng.standard_normal(len(records))
+    found = verdicts.table_1(records, VALUE)
+    assert [v.outcome for v in found] == outcomes
+    assert "Printed: 0.30 points" in found[0].measured
+    assert "less than 0.076 points" in found[0].measured  # 0.30 / 3.96
+    assert "Printed: 2.80 points" in found[1].measured
+
+
+def test_single_runs_say_nothing_without_seeds(frame):
+    records = frame(peak=6.5, hessian_least=6.5)
+    assert {v.outcome for v in verdicts.table_1(records[records["seed"] < 2], VALUE)} == {"not testable"}
+    assert {v.outcome for v in verdicts.table_1(records.drop(columns=VALUE), VALUE)} == {"not testable"}
