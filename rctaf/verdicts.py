@@ -269,8 +269,8 @@ def single_runs_differ(frame: pd.DataFrame, value: str, claim: str, points: floa
         f"only where runs of different seeds deviate by less than {needed:.2g} points"
     )
     rows = frame[frame[value].notna()] if value in frame else frame.iloc[:0]
-    seeds = rows.groupby(["activation", "beta", "curvature"], dropna=False)["seed"].nunique() if len(rows) else []
-    if not len(seeds) or max(seeds) < MIN_SEEDS:
+    cells = rows.groupby(["activation", "beta", "curvature"], dropna=False)
+    if rows.empty or cells["seed"].nunique().max() < MIN_SEEDS:
         return Verdict(claim, f"{printed}. No cell of these records has {MIN_SEEDS} seeds.", "not testable")
     s, df = seed_deviation(rows.assign(points=100 * rows[value].astype(float)), "points")
     images = float(rows["n_eval"].min())
