@@ -155,21 +155,7 @@ def curves(
         fig.add_annotation(x=middle, y=1, yref="paper", yanchor="bottom", text="paper: 4 to 10", showarrow=False)
     fig.update_xaxes(type="log", title={"curvature": "max|σ''|", "alpha": "sharpness α"}[x])
     fig.update_yaxes(title=y_title + unit)
-    lines = textwrap.wrap(title, 72)  # Plotly cuts a long title off
-    fig.update_layout(
-        title={
-            "text": "<br>".join(lines),
-            "font": {"size": 14},
-            "x": 0,
-            "xref": "paper",
-            "y": 1,
-            "yanchor": "top",
-            "pad": {"t": 12},
-        },
-        margin={"t": 46 + 18 * len(lines)},
-        legend={"y": -0.22, "yanchor": "top"},
-        height=440,
-    )
+    _titled(fig, title)
     return fig
 
 
@@ -381,3 +367,79 @@ def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
     )
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return HTML(f'<table class="table"><thead>{head}</thead><tbody>{body}</tbody></table>')
+
+
+def arms(
+    frame: pd.DataFrame,
+    value: str,
+    title: str,
+    *,
+    x: str,
+    x_title: str,
+    y_title: str,
+    arm: str = "arm",
+    percent: bool = True,
+) -> go.Figure:
+    """One line per arm of a control: means over seeds with 95 % intervals, and every single run as a dot.
+
+    Args:
+        frame: a row per run with ``id``, ``seed`` and the columns named here.
+        value: the column to draw.
+        x: the column along the logarithmic axis.
+        arm: the column that tells the lines apart.
+        percent: multiply the values by 100.
+    """
+    scale, unit = (100, " %") if percent else (1, "")
+    fig = go.Figure()
+    means = cells(frame, value, by=(arm, x))
+    for place, (name, line) in enumerate(means.groupby(arm, sort=False)):
+        colour = COLOURS[place % 5]
+        runs = frame[(frame[arm] == name) & frame[value].notna()]
+        fig.add_scatter(
+            x=runs[x],
+            y=runs[value] * scale,
+            name=f"{name}, single runs",
+            mode="markers",
+            marker={"color": colour, "size": 5, "opacity": 0.35},
+            legendgroup=str(name),
+            showlegend=False,
+            text=[f"{name}<br>seed {seed}, run {run}" for seed, run in zip(runs["seed"], runs["id"], strict=True)],
+            hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
+            customdata=runs["id"],
+        )
+        spread = (line["high"] - line["mean"]).fillna(0) * scale
+        fig.add_scatter(
+            x=line[x],
+            y=line["mean"] * scale,
+            error_y={"array": spread, "thickness": 1} if (line["n"] > 1).any() else None,
+            name=str(name),
+            legendgroup=str(name),
+            mode="lines+markers",
+            line={"color": colour},
+            text=[_hover(str(name), row, percent) for _, row in line.iterrows()],
+            hovertemplate="%{text}<extra></extra>",
+            customdata=line["runs"],
+        )
+    fig.update_xaxes(type="log", title=x_title)
+    fig.update_yaxes(title=y_title + unit)
+    _titled(fig, title)
+    return fig
+
+
+def _titled(fig: go.Figure, title: str) -> None:
+    """Title in as many lines as it needs, legend below."""
+    lines = textwrap.wrap(title, 72)  # Plotly cuts a long title off
+    fig.update_layout(
+        title={
+            "text": "<br>".join(lines),
+            "font": {"size": 14},
+            "x": 0,
+            "xref": "paper",
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 12},
+        },
+        margin={"t": 46 + 18 * len(lines)},
+        legend={"y": -0.22, "yanchor": "top"},
+        height=440,
+    )
