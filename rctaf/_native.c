@@ -1,4 +1,5 @@
-/* sigma^(n)(x), or grad * sigma^(n)(x), in single precision and one pass over memory.
+/* sigma^(n)(x), or grad * sigma^(n)(x), in single precision and one pass over memory. Tensors hold floats or, where
+ * half is set, bfloat16: the upper halves of floats, rounded once at the end.
  *
  * The formula is that of _kernels.py; its polynomials arrive as an argument, so that one routine serves
  * every order and every derivative. Work goes block by block: a block's u, q, c stay in the nearest cache.
@@ -28,17 +29,39 @@ static inline float one_minus_exp(float a) {
     return a > 0.5f ? large : small;
 }
 
+static void load(float *to, const void *from, int64_t start, int n, int half) {
+    if (!half)
+        memcpy(to, (const float *)from + start, n * sizeof(float));
+    else
+        for (int i = 0; i < n; i++) {
+            uint32_t bits = (uint32_t)((const uint16_t *)from)[start + i] << 16;
+            memcpy(to + i, &bits, 4);
+        }
+}
+
+static void store(void *to, const float *from, int64_t start, int n, int half) {
+    if (!half)
+        memcpy((float *)to + start, from, n * sizeof(float));
+    else
+        for (int i = 0; i < n; i++) { /* to the nearest, ties to even; NaN stays NaN */
+            uint32_t bits;
+            memcpy(&bits, from + i, 4);
+            uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+            ((uint16_t *)to)[start + i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+        }
+}
+
 /* rows[k * width + j]: coefficient of q^j u^(k - first) (times c where odd[k]), k = first .. order.
  * head: 0 none, 1 s, 2 x s, 3 softplus(u)/alpha. grad may be NULL. */
-void rctaf_derivative(const float *x, const float *grad, float *out, int64_t size, float alpha, int order, int first,
-                      int head, int width, const float *rows, const int *odd, int threads) {
+void rctaf_derivative(const void *x, const void *grad, void *out, int half, int64_t size, float alpha, int order,
+                      int first, int head, int width, const float *rows, const int *odd, int threads) {
     int64_t blocks = (size + BLOCK - 1) / BLOCK;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && size > 32768) schedule(static)
     for (int64_t b = 0; b < blocks; b++) {
         int64_t start = b * BLOCK;
         int n = (int)(size - start < BLOCK ? size - start : BLOCK);
-        const float *xb = x + start;
-        float u[BLOCK], q[BLOCK], c[BLOCK], lead[BLOCK], total[BLOCK], term[BLOCK];
+        float xb[BLOCK], u[BLOCK], q[BLOCK], c[BLOCK], lead[BLOCK], total[BLOCK], term[BLOCK];
+        load(xb, x, start, n, half);
         for (int i = 0; i < n; i++) {
             float v = alpha * xb[i], a = fabsf(v);
             float t = exp_minus(a > 87.f ? 87.f : a); /* NaN takes neither branch and stays NaN */
@@ -73,17 +96,26 @@ void rctaf_derivative(const float *x, const float *grad, float *out, int64_t siz
         for (int k = 0; k < first; k++)
             for (int i = 0; i < n; i++) total[i] *= u[i];
         for (int i = 0; i < n; i++) total[i] = fmaf(q[i], total[i], lead[i]);
-        if (grad)
-            for (int i = 0; i < n; i++) out[start + i] = grad[start + i] * total[i];
-        else
-            memcpy(out + start, total, n * sizeof(float));
+        if (grad) {
+            load(term, grad, start, n, half);
+            for (int i = 0; i < n; i++) total[i] *= term[i];
+        }
+        store(out, total, start, n, half);
     }
 }
 
 /* grad * (1 - exp(-alpha y)): the backward pass of order 0 from its output y >= 0 */
-void rctaf_softplus_backward(const float *y, const float *grad, float *out, int64_t size, float alpha, int threads) {
+void rctaf_softplus_backward(const void *y, const void *grad, void *out, int half, int64_t size, float alpha,
+                             int threads) {
+    int64_t blocks = (size + BLOCK - 1) / BLOCK;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && size > 32768) schedule(static)
-    for (int64_t i = 0; i < size; i++) {
-        out[i] = grad[i] * one_minus_exp(alpha * y[i]);
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t start = b * BLOCK;
+        int n = (int)(size - start < BLOCK ? size - start : BLOCK);
+        float yb[BLOCK], total[BLOCK];
+        load(yb, y, start, n, half);
+        load(total, grad, start, n, half);
+        for (int i = 0; i < n; i++) total[i] *= one_minus_exp(alpha * yb[i]);
+        store(out, total, start, n, half);
     }
 }

@@ -61,16 +61,18 @@ def _library() -> ctypes.CDLL | None:
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     library.rctaf_derivative.restype = None
     library.rctaf_derivative.argtypes = [
-        pointer, pointer, pointer, ctypes.c_int64, ctypes.c_float, integer, integer, integer, integer, pointer, pointer,
-        integer,
+        pointer, pointer, pointer, integer, ctypes.c_int64, ctypes.c_float, integer, integer, integer, integer, pointer,
+        pointer, integer,
     ]  # fmt: skip
     library.rctaf_softplus_backward.restype = None
-    library.rctaf_softplus_backward.argtypes = [pointer, pointer, pointer, ctypes.c_int64, ctypes.c_float, integer]
+    library.rctaf_softplus_backward.argtypes = [
+        pointer, pointer, pointer, integer, ctypes.c_int64, ctypes.c_float, integer,
+    ]  # fmt: skip
     return library
 
 
 def available() -> bool:
-    """Whether float32 tensors in CPU memory go through the kernel on this machine."""
+    """Whether float32 and bfloat16 tensors in CPU memory go through the kernel on this machine."""
     return _library() is not None
 
 
@@ -100,8 +102,9 @@ def plain(x: Tensor) -> bool:
     )
 
 
-def _takes(x: Tensor) -> bool:
-    return plain(x) and x.device.type == "cpu" and x.dtype == torch.float32
+def _takes(x: Tensor, *others: Tensor) -> bool:
+    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    return known and all(plain(t) and t.dtype == x.dtype for t in (x, *others))
 
 
 def aligned(like: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
@@ -121,25 +124,26 @@ def derivative(
 ) -> Tensor | None:
     """sigma^(n)(x), times ``grad`` where given, shape of ``x``; None where the kernel does not apply.
 
-    It applies to float32 tensors in CPU memory, and keeps their memory format.
+    It applies to float32 and bfloat16 tensors in CPU memory, and keeps their memory format.
     """
-    if not _takes(x) or (grad is not None and not _takes(grad)) or (library := _library()) is None:
+    if not _takes(x, *(() if grad is None else (grad,))) or (library := _library()) is None:
         return None
     out, x, *rest = aligned(x) if grad is None else aligned(x, grad)
     first, head, width, rows, odd = _table(alpha, beta, n, polynomials)
     library.rctaf_derivative(
-        x.data_ptr(), rest[0].data_ptr() if rest else None, out.data_ptr(), x.numel(), alpha, beta, first,
-        head, width, rows, odd, torch.get_num_threads(),
+        x.data_ptr(), rest[0].data_ptr() if rest else None, out.data_ptr(), x.dtype == torch.bfloat16, x.numel(), alpha,
+        beta, first, head, width, rows, odd, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
 
 def softplus_backward(output: Tensor, alpha: float, grad: Tensor) -> Tensor | None:
     """grad (1 - exp(-alpha y)), y the output of order 0; None where the kernel does not apply."""
-    if not _takes(output) or not _takes(grad) or (library := _library()) is None:
+    if not _takes(output, grad) or (library := _library()) is None:
         return None
     out, output, grad = aligned(output, grad)
     library.rctaf_softplus_backward(
-        output.data_ptr(), grad.data_ptr(), out.data_ptr(), output.numel(), alpha, torch.get_num_threads()
-    )
+        output.data_ptr(), grad.data_ptr(), out.data_ptr(), output.dtype == torch.bfloat16, output.numel(), alpha,
+        torch.get_num_threads(),
+    )  # fmt: skip
     return out

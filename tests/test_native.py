@@ -59,7 +59,33 @@ def test_tensors_with_gaps_and_other_kinds() -> None:
     assert got is not None
     torch.testing.assert_close(got, x[:, ::2] * torch.sigmoid(2 * x[:, ::2]))
     assert _native.derivative(x.double(), 2.0, 1, 0, _kernels.polynomials) is None
-    assert _native.derivative(x.bfloat16(), 2.0, 1, 0, _kernels.polynomials) is None
+    assert _native.derivative(x.half(), 2.0, 1, 0, _kernels.polynomials) is None
+    assert _native.derivative(x, 2.0, 1, 0, _kernels.polynomials, x.bfloat16()) is None
+
+
+@pytest.mark.parametrize("beta", range(3))
+@pytest.mark.parametrize("n", range(3))
+def test_bfloat16_is_single_precision_rounded_once(beta: int, n: int) -> None:
+    special = torch.tensor([float("inf"), -float("inf"), 3e38, -3e38, 1e-40])  # also blocks that do not fill up
+    x = torch.cat([_points(3.0), special]).bfloat16()
+    grad = torch.randn(len(x), generator=torch.Generator().manual_seed(3)).bfloat16()
+    for extra in ((), (grad,)):
+        got = _native.derivative(x, 3.0, beta, n, _kernels.polynomials, *extra)
+        wide = _native.derivative(x.float(), 3.0, beta, n, _kernels.polynomials, *(g.float() for g in extra))
+        assert got is not None
+        assert wide is not None
+        assert got.dtype == torch.bfloat16
+        assert torch.equal(got.view(torch.int16)[~got.isnan()], wide.bfloat16().view(torch.int16)[~got.isnan()])
+        assert torch.equal(got.isnan(), wide.isnan())
+
+
+def test_bfloat16_backward_of_order_0_from_its_output() -> None:
+    y, grad = (_points(2.0).abs().bfloat16(), _points(1.0).bfloat16())
+    got = _native.softplus_backward(y, 2.0, grad)
+    wide = _native.softplus_backward(y.float(), 2.0, grad.float())
+    assert got is not None
+    assert wide is not None
+    assert torch.equal(got, wide.bfloat16())
 
 
 @pytest.mark.parametrize("beta", range(3))
