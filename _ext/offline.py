@@ -2,32 +2,25 @@
 
 from sphinx.application import Sphinx
 
-# Where the widget manager finds what it would otherwise fetch from a content network.
-WIDGET_PATHS = """(() => {
-  const root = (document.documentElement.dataset.content_root || "./") + "_static/widgets";
-  requirejs.config({paths: {
-    "anywidget": root + "/anywidget",
-    "@jupyter-widgets": root,
-    "@jupyter-widgets/html-manager/dist": root,
-  }});
-  // ipywidgets hands every label to MathJax 2, whose interface MathJax 3 lacks; the labels hold no mathematics
-  addEventListener("load", () => { if (globalThis.MathJax) MathJax.Hub ??= {Queue() {}}; });
-})();"""
-
 
 def page_assets(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object) -> None:
     """Add Plotly, RequireJS and the widget manager to the pages that need them."""
     body = context.get("body") or ""
-    widgets = "application/vnd.jupyter.widget-view+json" in body
+
+    def script(name: str, priority: int) -> None:
+        app.add_js_file(name, priority=priority, loading_method="defer")  # the text is painted first; order is kept
+
     if "plotly-graph-div" in body:
-        app.add_js_file("plotly.min.js", priority=200)  # before RequireJS: it must not find an AMD loader
-        app.add_js_file("plots.js", priority=210)
+        script("plotly.min.js", 200)  # before RequireJS: it must not find an AMD loader
+        script("plots.js", 210)
+    if 'class="math' in body:
+        script("formulas.js", 220)  # before MathJax, which it configures
     if 'class="table records"' in body:
-        app.add_js_file("records.js", loading_method="defer")
-    if widgets:  # after every script of the theme, for the same reason
-        app.add_js_file("widgets/require.js", priority=900)
-        app.add_js_file(None, body=WIDGET_PATHS, priority=901)
-        app.add_js_file("widgets/embed-amd.js", priority=902)
+        script("records.js", 230)
+    if "application/vnd.jupyter.widget-view+json" in body:  # after every script of the theme, for the same reason
+        script("widgets/require.js", 900)
+        script("widgets.js", 901)
+        script("widgets/embed-amd.js", 902)
 
 
 def drop_thebe(app: Sphinx) -> None:

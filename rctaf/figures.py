@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from IPython.display import HTML
 from plotly.io._base_renderers import MimetypeRenderer
+from plotly.io.json import to_json_plotly
 
 from rctaf import paper
 from rctaf.config import Grid, RunConfig
@@ -32,20 +33,16 @@ GRID_COLOUR = "rgba(128,128,128,0.25)"  # readable on white and on black
 
 
 class _BookRenderer(MimetypeRenderer):
-    """A figure as plain HTML that expects one plotly.min.js on the page: no address outside the book."""
+    """A figure as data in plain HTML, which book/assets/plots.js draws: no address outside the book."""
 
     def to_mimebundle(self, fig_dict: dict) -> dict[str, str]:
-        html = pio.to_html(
-            fig_dict,
-            include_plotlyjs=False,
-            include_mathjax=False,
-            full_html=False,
-            auto_play=False,
-            config={"responsive": True, "displaylogo": False},
-            default_height=420,
-            validate=False,
-        )
-        return {"text/html": html}
+        figure = fig_dict | {"config": {"responsive": True, "displaylogo": False}}
+        data = to_json_plotly(figure).replace("</", "<\\/")  # nothing inside may end the script element
+        height = fig_dict["layout"].get("height", 420)
+        return {
+            "text/html": f'<div class="plotly-graph-div" style="height: {height}px">'
+            f'<script type="application/json">{data}</script></div>'
+        }
 
 
 def use_book_renderer() -> None:

@@ -219,6 +219,63 @@ def test_widget_answers_the_keyboard(page, scheme, http, html, chromium):
         box.locator("polyline.baseline").first.wait_for()
 
 
+RECORDS = "notebooks/figures/records"
+
+
+@pytest.mark.parametrize("scheme", ["http", "file"])
+def test_a_point_leads_to_its_records(scheme, http, html, chromium):
+    """A click on a point of Figure 3 shows the rows of its runs, and each row has its file; so does the table below."""
+    base = http if scheme == "http" else html.as_uri()
+    with opened(chromium, base, "notebooks/figures/figure_3") as tab:
+        plot = tab.locator(".js-plotly-plot").first
+        runs = plot.evaluate("p => p.data[0].customdata[0].split(' ')")
+        tab.locator("details", has_text="the records behind each").first.locator("summary").click()
+        for run_id in runs:
+            assert tab.locator(f"a[href='../../records/{run_id}.json']").first.is_visible()
+        plot.scroll_into_view_if_needed()
+        x, y = plot.evaluate(
+            """p => { const [x, y] = [p._fullLayout.xaxis, p._fullLayout.yaxis], box = p.getBoundingClientRect();
+                   return [box.x + x._offset + x.d2p(p._fullData[0].x[0]),
+                           box.y + y._offset + y.d2p(p._fullData[0].y[0])]; }"""
+        )
+        tab.mouse.move(x, y)
+        plot.locator(".hoverlayer .hovertext").first.wait_for()
+        assert runs[0] in plot.locator(".hoverlayer").text_content()
+        tab.mouse.click(x, y)
+        tab.wait_for_url("**/records.html#*")
+        tab.locator(".records-bar").wait_for()
+        assert [row.get_attribute("id") for row in tab.locator("table.records tbody tr:visible").all()] == sorted(runs)
+        for run_id in runs:
+            link = tab.locator(f"tr[id='{run_id}'] a").get_attribute("href")
+            record = json.loads((HTML / RECORDS).parent.joinpath(link).read_text())
+            assert record["id"] == run_id
+
+
+def test_the_table_of_records_sorts_and_filters(http, chromium):
+    with opened(chromium, http, RECORDS) as tab:
+        rows = tab.locator("table.records tbody tr")
+        everything = rows.count()
+        heads = tab.locator("table.records thead button").all_inner_texts()
+        column = heads.index("clean %") + 1
+
+        def values() -> list[float]:
+            texts = tab.locator(f"table.records tbody tr:visible td:nth-child({column})").all_inner_texts()
+            return [float(text) for text in texts if text != "–"]
+
+        for order in (False, True):
+            tab.get_by_role("button", name="clean %").click()
+            assert values() == sorted(values(), reverse=order)
+        tab.get_by_label("Show rows with").fill("relu SEED")
+        assert tab.locator("table.records tbody tr:visible").count() == 0
+        tab.get_by_label("Show rows with").fill("relu committed")
+        visible = tab.locator("table.records tbody tr:visible").all_inner_texts()
+        assert visible
+        assert all("relu" in text and "committed" in text for text in visible)
+        assert tab.locator(".records-bar output").inner_text() == f"{len(visible)} of {everything} records"
+        tab.get_by_role("button", name="Show all").click()
+        assert tab.locator("table.records tbody tr:visible").count() == everything
+
+
 def test_index_opens_the_first_page(http, chromium):
     tab = chromium.new_page()
     tab.goto(f"{http}/index.html")

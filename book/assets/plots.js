@@ -1,38 +1,29 @@
-// Plotly draws text in colours of its own: take those of the page, now and whenever the reader
-// switches between light and dark. (The widget does this by itself.) A click on a point that names
-// its runs opens their records.
+// Draws the Plotly figures of a page, one after the other so that the page stays responsive, in the
+// colours of the page, now and whenever the reader switches between light and dark. (The widget does
+// this by itself.) A click on a point that names its runs opens their records.
 (() => {
   "use strict";
-  const recolour = () => {
+  const theme = () => (document.documentElement.dataset.theme === "dark" ? "dark" : "light");
+  const themed = (template) => {
     const page = getComputedStyle(document.documentElement);
-    const text = page.getPropertyValue("--pst-color-text-base").trim();
-    const back = page.getPropertyValue("--pst-color-background").trim();
-    const surface = page.getPropertyValue("--pst-color-surface").trim();
-    const dark = document.documentElement.dataset.theme === "dark";
-    const line = dark ? "rgba(255,255,255,0.18)" : "rgba(0,0,0,0.14)";
-    for (const plot of document.querySelectorAll(".plotly-graph-div.js-plotly-plot")) {
-      const change = {
-        "font.color": text,
-        "hoverlabel.font.color": text,
-        "hoverlabel.bgcolor": surface,
-        "modebar.color": text,
-        "modebar.activecolor": text,
-        "modebar.bgcolor": "rgba(0,0,0,0)",
-      };
-      for (const axis of Object.keys(plot._fullLayout).filter((key) => /^[xy]axis\d*$/.test(key))) {
-        change[`${axis}.gridcolor`] = line;
-        change[`${axis}.zerolinecolor`] = line;
-        change[`${axis}.linecolor`] = line;
-      }
-      for (const menus of ["updatemenus", "sliders"]) {
-        (plot.layout[menus] || []).forEach((_, i) => {
-          change[`${menus}[${i}].bgcolor`] = surface;
-          change[`${menus}[${i}].font.color`] = text;
-        });
-      }
-      plot.dataset.theme = dark ? "dark" : "light";
-      Plotly.relayout(plot, change);
-    }
+    const [text, back] = ["text-base", "surface"].map((name) => page.getPropertyValue(`--pst-color-${name}`).trim());
+    const line = theme() === "dark" ? "rgba(255,255,255,0.18)" : "rgba(0,0,0,0.14)";
+    const axis = { gridcolor: line, zerolinecolor: line, linecolor: line };
+    const box = { bgcolor: back, font: { color: text } };
+    const layout = structuredClone(template.layout);
+    return {
+      ...template,
+      layout: {
+        ...layout,
+        font: { ...layout.font, color: text },
+        hoverlabel: { ...layout.hoverlabel, ...box },
+        modebar: { color: text, activecolor: text, bgcolor: "rgba(0,0,0,0)" },
+        xaxis: { ...layout.xaxis, ...axis },
+        yaxis: { ...layout.yaxis, ...axis },
+        updatemenudefaults: box,
+        sliderdefaults: box,
+      },
+    };
   };
   const openRecords = (event) => {
     const point = event.points.find((point) => point.customdata);
@@ -40,10 +31,27 @@
     const root = document.documentElement.dataset.content_root || "./";
     location.href = `${root}notebooks/figures/records.html#${point.customdata.split(" ").join(",")}`;
   };
-  // "load" comes after the figures' own inline scripts, which draw them
-  addEventListener("load", () => {
-    recolour();
-    for (const plot of document.querySelectorAll(".js-plotly-plot")) plot.on("plotly_click", openRecords);
+  const draw = async () => {
+    for (const plot of document.querySelectorAll(".plotly-graph-div")) {
+      await new Promise((resolve) => setTimeout(resolve)); // whatever the reader did meanwhile comes first
+      const source = plot.querySelector("script");
+      const figure = JSON.parse(source.textContent);
+      source.remove();
+      figure.layout.template = themed(figure.layout.template);
+      await Plotly.newPlot(plot, figure);
+      plot.on("plotly_click", openRecords);
+      plot.dataset.theme = theme();
+    }
+  };
+  const recolour = async () => {
+    for (const plot of document.querySelectorAll(".js-plotly-plot")) {
+      if (plot.dataset.theme === theme()) continue;
+      await Plotly.relayout(plot, { template: themed(plot.layout.template) });
+      plot.dataset.theme = theme();
+    }
+  };
+  draw().then(() => {
+    recolour(); // in case the reader switched while they were drawn
     new MutationObserver(recolour).observe(document.documentElement, { attributeFilter: ["data-theme"] });
   });
 })();
