@@ -35,6 +35,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import scipy  # its parts load when first used
+
 from rctaf import records
 from rctaf.config import Grid, RunConfig
 from rctaf.records import ROOT, Record, kept_path, local_dir, results_dir
@@ -340,8 +342,10 @@ def replay(run_id: str) -> int:
     """Execute a record's experiment again in an empty store and compare; 0 unless something is different.
 
     Same code, versions, device and thread count repeat a run bit by bit. Elsewhere sums round
-    differently, training amplifies that, and the new run is as far from the old one as another seed
-    would be; so a metric is *within tolerance* when it differs by at most :func:`tolerance`, or by rounding.
+    differently, training amplifies that within its first epoch, and the new run is as far from the old one as
+    another seed would be: so a metric is *within tolerance* when it differs by at most :func:`tolerance`, or by
+    rounding. A correct replay is then called different in at most one of 1 / :data:`LEVEL` cases; how small
+    a fault it can find depends on how many seeds are known.
     """
     old = records.load(run_id)
     if old is None:
@@ -375,6 +379,7 @@ def replay(run_id: str) -> int:
 
 
 SHOWN = 20  # lines of a replay's report
+LEVEL = 0.01  # how often at most a faultless replay on another machine is called different
 ROUNDING = 1e-5  # relative; float32 sums over the same weights in another order differ by a few 1e-7, amplified
 VERDICTS = ("identical", "within tolerance", "different", "not judged")
 
@@ -388,6 +393,7 @@ def compare(old: Record, new: Record, siblings: list[Record]) -> list[tuple[str,
     """
     before, after = (dict(_leaves({"metrics": r.metrics, "history": r.history})) for r in (old, new))
     others = [dict(_leaves({"metrics": r.metrics, "history": r.history})) for r in siblings]
+    compared = sum(isinstance(before[name], int | float) for name in before.keys() & after.keys())
     rows: list[tuple[str, Any, Any, float | None, str]] = []
     for name in before | after:
         a, b = before.get(name), after.get(name)
@@ -396,7 +402,7 @@ def compare(old: Record, new: Record, siblings: list[Record]) -> list[tuple[str,
             verdict = "identical"
         elif isinstance(a, int | float) and isinstance(b, int | float):
             scatter = [o[name] for o in others if isinstance(o.get(name), int | float)]
-            allowed = tolerance(a, scatter, counting_error(name, a, old.metrics))
+            allowed = tolerance(a, scatter, counting_error(name, a, old.metrics), compared)
             if abs(a - b) <= max(allowed or 0.0, ROUNDING * abs(a)):
                 verdict = "within tolerance"
             elif allowed is None:
@@ -407,15 +413,20 @@ def compare(old: Record, new: Record, siblings: list[Record]) -> list[tuple[str,
     return rows
 
 
-def tolerance(value: float, others: list[float], counting: float) -> float | None:
+def tolerance(value: float, others: list[float], counting: float, compared: int = 1) -> float | None:
     """How far a value may move when its run is repeated with other rounding; None where that is unknown.
 
-    Two independent draws of spread s differ by a deviation of sqrt(2) s; three of those are allowed.
+    Two independent draws of spread s differ by a deviation of sqrt(2) s. With s known, their difference over
+    that is normal; with s estimated from k values it is t distributed on k - 1 degrees of freedom. The tolerance is the
+    quantile that one of ``compared`` values exceeds in a share :data:`LEVEL` of replays (Bonferroni).
     s is the deviation between seeds, where ``others`` are at least three, and never less than the
     ``counting`` error (0 where the value is no count).
     """
-    spread = max(counting, statistics.stdev([value, *others]) if len(others) >= 3 else 0.0)
-    return 3 * math.sqrt(2) * spread or None
+    tail = LEVEL / (2 * compared)
+    reach = counting * float(scipy.stats.norm.isf(tail))
+    if len(others) >= 3:
+        reach = max(reach, statistics.stdev([value, *others]) * float(scipy.stats.t.isf(tail, len(others))))
+    return math.sqrt(2) * reach or None
 
 
 def counting_error(name: str, value: float, metrics: dict[str, Any]) -> float:
