@@ -1,0 +1,156 @@
+"""How fast the pages of the built book open, and how fast its sliders answer, in headless Chromium from file://.
+
+    make pages                               # what is measured is _build/html as it is
+    python benchmarks/bench_pages.py         # every page, median of 3 openings, each in a new browser profile
+
+For each page, in milliseconds after the navigation started: first paint; ``ready``, when the load event is over, every
+plot drawn, every formula in view typeset and every widget there; and ``blocked``, the sum over all tasks longer than
+50 ms of what they take beyond 50 ms: for so long a click would have waited. For each page with the explorer: the time
+from the press of an arrow key on a slider to the first frame after the curves have changed.
+
+The record goes to ``results/benchmarks/pages.json``; what is there already is shown beside it, as ratios. A loaded
+machine is slower throughout, so compare two books by measuring one after the other, not with an old record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from playwright.sync_api import Page, sync_playwright
+
+from rctaf.records import ROOT, provenance, results_dir, write_text
+
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+PRESSES = 40
+
+WATCH = """() => {
+  window.longTasks = [];
+  new PerformanceObserver((list) => longTasks.push(...list.getEntries().map((e) => e.duration)))
+    .observe({type: "longtask", buffered: true});
+}"""
+
+READY = """async () => {
+  const all = (selector, test) => [...document.querySelectorAll(selector)].every(test);
+  const inView = (e) => { const r = e.getBoundingClientRect(); return r.bottom > 0 && r.top < innerHeight; };
+  const widgets = document.querySelector('script[type="application/vnd.jupyter.widget-view+json"]');
+  const done = () =>
+    document.readyState === "complete" &&
+    all(".plotly-graph-div", (e) => e.querySelector(".main-svg")) &&
+    (!document.querySelector(".math") || (window.MathJax && MathJax.startup && MathJax.startup.promise)) &&
+    all(".math", (e) => !inView(e) || (e.querySelector("mjx-container") && !e.querySelector("mjx-lazy"))) &&
+    (!widgets || document.querySelector(".rctaf-explorer polyline"));
+  while (!done() && performance.now() < 60000) await new Promise((resolve) => setTimeout(resolve, 5));
+  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+  await new Promise(requestAnimationFrame);
+  const ready = performance.now();
+  await new Promise((resolve) => setTimeout(resolve, 300));  // what was put off until later counts as blocking too
+  return {
+    first_paint: performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? null,
+    ready,
+    blocked: longTasks.reduce((sum, task) => sum + Math.max(0, task - 50), 0),
+  };
+}"""
+
+ANSWER = """(curves) => {
+  window.answer = new Promise((resolve, reject) => {
+    setTimeout(reject, 5000, new Error("the slider did not answer"));
+    let pressed;
+    addEventListener("keydown", (event) => { pressed = event.timeStamp; }, {capture: true, once: true});
+    const seen = new MutationObserver(() => {
+      seen.disconnect();
+      requestAnimationFrame(() => {
+        const after = new MessageChannel();  // a message sent within a frame arrives when it is painted
+        after.port1.onmessage = () => resolve(performance.now() - pressed);
+        after.port2.postMessage(0);
+      });
+    });
+    seen.observe(curves, {attributes: true, childList: true, subtree: true});
+  });
+}"""
+
+
+def pages() -> list[str]:
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+
+
+def answers(tab: Page) -> list[float]:
+    """Milliseconds from each of many key presses on the first slider to the next painted frame."""
+    tab.get_by_role("slider", name="α (sharpness)").first.focus()
+    curves = tab.locator(".rctaf-explorer").first.element_handle()
+    times = []
+    for press in range(PRESSES):
+        tab.evaluate(ANSWER, curves)
+        tab.keyboard.press("ArrowRight" if press % 20 < 10 else "ArrowLeft")
+        times.append(tab.evaluate("() => window.answer"))
+    return times
+
+
+def measure(html: Path, names: list[str], repeats: int, chromium: str | None) -> dict[str, Any]:
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    sliders: dict[str, list[float]] = {}
+    with sync_playwright() as playwright:
+        for _ in range(repeats):  # all pages once, then all again: a slow minute hits every page
+            for name in names:
+                browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+                tab = browser.new_page(viewport={"width": 1280, "height": 900})
+                tab.add_init_script(f"({WATCH})()")
+                tab.goto((html / f"{name}.html").as_uri(), wait_until="domcontentloaded")
+                rows[name].append(tab.evaluate(READY))
+                if tab.locator(".rctaf-explorer").count():
+                    sliders.setdefault(name, []).extend(answers(tab))
+                version = browser.version
+                browser.close()
+    return {
+        "chromium": version,
+        "repeats": repeats,
+        "pages_ms": {
+            name: {key: round(statistics.median(r[key] or 0 for r in seen), 1) for key in seen[0]}
+            for name, seen in rows.items()
+        },
+        "slider_ms": {
+            name: {"median": round(statistics.median(t), 1), "slowest": round(max(t), 1), "presses": len(t)}
+            for name, t in sliders.items()
+        },
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--html", type=Path, default=ROOT / "_build/html", help="the built book (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="openings of each page (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=results_dir() / "benchmarks/pages.json")
+    parser.add_argument("pages", nargs="*", help="such as notebooks/explore; default: all of _toc.yml")
+    args = parser.parse_args()
+    found = [name for name in args.pages or pages() if (args.html / f"{name}.html").exists()]
+    if not found:
+        print(f"{args.html} holds none of these pages: run `make pages` first", file=sys.stderr)
+        return 1
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = os.environ.get("RCTAF_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    started = time.time()
+    result = measure(args.html, found, args.repeats, chromium)
+    before = json.loads(args.out.read_text())["pages_ms"] if args.out.exists() else {}
+    print(f"{'page':36} {'first paint':>12} {'ready':>8} {'blocked':>8}   ms; in brackets: ready against the record")
+    for name, row in result["pages_ms"].items():
+        ratio = f"  ({row['ready'] / before[name]['ready']:.2f})" if name in before else ""
+        print(f"{name:36} {row['first_paint']:12.0f} {row['ready']:8.0f} {row['blocked']:8.0f}{ratio}")
+    for name, row in result["slider_ms"].items():
+        print(f"{name}: a slider answers in {row['median']:.0f} ms, at worst {row['slowest']:.0f} ms")
+    write_text(
+        args.out, json.dumps({"benchmark": "pages", **result, "provenance": provenance(started)}, indent=1) + "\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
