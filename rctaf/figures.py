@@ -412,7 +412,7 @@ def arms(
             name=str(name),
             legendgroup=str(name),
             mode="lines+markers",
-            line={"color": colour},
+            line={"color": colour, "dash": "solid" if place < 5 else "dot"},  # five colours
             text=[_hover(str(name), row, percent) for _, row in line.iterrows()],
             hovertemplate="%{text}<extra></extra>",
             customdata=line["runs"],
