@@ -150,6 +150,35 @@ def test_compiles_for_gpus_with_alpha_as_an_argument(beta, dtype, tmp_path, monk
         assert ".local" not in made.asm["ptx"]  # nothing spills from registers to memory
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+def test_a_new_alpha_compiles_nothing(tmp_path, monkeypatch):
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import MockTensor
+
+    from rctaf import _triton
+
+    class Absent:
+        """As much of a GPU as a compilation asks for."""
+
+        get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+        get_current_device = staticmethod(lambda: 0)
+        get_current_stream = staticmethod(lambda device: 0)
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    if not CUDA:
+        monkeypatch.setattr(driver, "_active", Absent())  # set_active would have to be undone by a GPU's driver
+    pointer, kernel = MockTensor(torch.float32), _triton._derivative
+    compiled = []
+    for alpha in (1.0, 7.0, 0.01):
+        for beta, n in ((0, 0), (2, 1)):
+            rows, scale = _kernels.polynomials(beta, n), alpha ** (n - 1)
+            made = kernel.warmup(pointer, None, pointer, 1 << 20, alpha, scale, rows, beta, n, 1024, grid=(1024,))
+            assert made.asm["ptx"].count("ld.global.v4") == 2  # 16 bytes at a time, 8 elements per thread
+        compiled.append(len(kernel.device_caches[driver.active.get_current_device()][0]))
+    assert len(set(compiled)) == 1
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes CPU tensors")
 def test_where_the_kernel_fails_the_plain_formula_serves(monkeypatch):
     load = _kernels._triton_on.__wrapped__  # without the memory of earlier calls
