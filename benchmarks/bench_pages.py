@@ -112,6 +112,7 @@ def measure(html: Path, names: list[str], repeats: int, chromium: str | None) ->
                 browser.close()
     return {
         "chromium": version,
+        "load_per_core": round(os.getloadavg()[0] / (os.cpu_count() or 1), 1),  # above 1: everything here is too slow
         "repeats": repeats,
         "pages_ms": {
             name: {key: round(statistics.median(r[key] or 0 for r in seen), 1) for key in seen[0]}
