@@ -5,7 +5,7 @@ alone. So whatever depends on the weights only is computed once before:
 
 - a batch norm is affine then; after a convolution it becomes part of that convolution;
 - on a CPU, a convolution of a few small feature maps becomes one matrix product. The library's convolutions have a
-  fixed cost per call, and a slow backward pass where the stride is 2 (benchmarks/NOTES.md has the times).
+  fixed cost per call, and a slow backward pass where the stride is 2 (benchmarks/NOTES.md has what both gain).
 """
 
 from __future__ import annotations
