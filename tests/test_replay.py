@@ -12,9 +12,9 @@ import sys
 import pytest
 
 RECORDS = {  # all from a clean commit
-    "e6e809492c94": "relu, seed 2",
-    "2847662b97f8": "order 1 at max|σ''| = 7, seed 2",
-    "0302b29fb442": "order 1 at max|σ''| = 4, seed 2",
+    "2ee70a417259": "TRADES, order 2 at max|σ''| = 7, seed 1",
+    "cc154e1f6be9": "TRADES, GELU, seed 1",
+    "cb95755b3b28": "standard training, order 1 at max|σ''| = 7, seed 1",
 }
 
 
