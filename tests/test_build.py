@@ -75,7 +75,8 @@ def test_a_book_from_failing_notebook_to_failing_warning(tmp_path, vendor):
     shutil.copy(ROOT / "book/references.bib", tmp_path / "book")
     shutil.copy(ROOT / "_config.yml", tmp_path)
     (tmp_path / "tools").mkdir()
-    shutil.copy(ROOT / "tools/build_book.py", tmp_path / "tools")
+    for name in ("tools/build_book.py", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "vendor").symlink_to(vendor)
     (tmp_path / "rctaf").mkdir()
     parts = [{"caption": "All", "chapters": [{"file": "notebooks/first"}, {"file": "notebooks/figures/second"}]}]

@@ -19,12 +19,13 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from importlib.metadata import distributions
+from importlib.metadata import requires, version
 from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
 import yaml
+from packaging.requirements import Requirement
 from tqdm import tqdm
 
 from rctaf.notebooks import NotebookError, execute_notebook, partial_path
@@ -33,6 +34,7 @@ from rctaf.records import results_dir
 ROOT = Path(__file__).resolve().parent.parent
 STAGE = ROOT / "_build/src"  # what Sphinx reads
 HTML = ROOT / "_build/html"  # complete whenever it exists
+EXTRAS = ("experiments", "notebooks", "batch", "book")  # what `make book` installs
 SEEN = HTML / ".built-from"  # the digest that it was built from
 
 
@@ -55,8 +57,11 @@ def sha256(paths: Iterable[Path], *more: str) -> str:
 
 
 def environment() -> str:
-    """Python and every installed package with its version."""
-    return f"python {sys.version}\n" + "\n".join(sorted(f"{d.name} {d.version}" for d in distributions()))
+    """Python, the pins, and the version of every package that the book is made with: not those that only tests need."""
+    asked = [Requirement(line) for line in requires("rctaf") or []]
+    used = {r.name for r in asked if r.marker is None or any(r.marker.evaluate({"extra": name}) for name in EXTRAS)}
+    lines = [f"{name} {version(name)}" for name in sorted(used)]
+    return "\n".join([f"python {sys.version}", (ROOT / "constraints.txt").read_text(), *lines])
 
 
 def key(notebook: str, environment: str) -> str:
