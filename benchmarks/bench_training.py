@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from rctaf import RCTAF, _native, alpha_for_curvature, replace_activations
 from rctaf.config import RunConfig
 from rctaf.data import load
-from rctaf.evaluation.accuracy import eval_mode
 from rctaf.models import from_config
+from rctaf.models.norm import eval_mode
 from rctaf.records import provenance, results_dir, write_text
 from rctaf.training import attacks, methods
 from rctaf.training.loop import _Run

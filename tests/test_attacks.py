@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rctaf.evaluation.accuracy import eval_mode
 from rctaf.models import make_model
+from rctaf.models.norm import eval_mode
 from rctaf.training.attacks import cross_entropy, divergence_from, pgd
 
 

@@ -92,6 +92,39 @@ def test_a_norm_that_two_read_and_one_that_reads_no_convolution():
     assert_same(Frozen(model, x), model.eval(), x)
 
 
+class OwnForward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 1)
+
+
+class AsksForTheMode(OwnForward):
+    def forward(self, x):
+        return nn.functional.dropout(self.conv(x), 0.5, self.training).flatten(1)
+
+
+class NamesItsInput(OwnForward):
+    def forward(self, x):
+        return self.conv(input=x).flatten(1)
+
+
+class ComputesInVain(OwnForward):
+    def forward(self, x):
+        self.conv(x)
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize("made", [AsksForTheMode, NamesItsInput, ComputesInVain])
+def test_what_a_forward_may_do_besides(made):
+    model, x = made().double(), torch.rand(4, 2, 5, 5, dtype=torch.double)
+    assert_same(Frozen(model, x), model.eval(), x)
+
+
+def test_a_network_of_linear_layers_has_nothing_to_fold():
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 5)).double(), torch.rand(3, 1, 4, 4, dtype=torch.double)
+    assert_same(Frozen(model, x), model, x)
+
+
 def test_it_follows_the_network_when_told():
     x = torch.rand(6, 1, 8, 8, dtype=torch.double)
     model = make_model("resnet_small", activation=nn.SiLU, in_channels=1, n_classes=10, width=2, norm_sets=2).double()
@@ -143,6 +176,8 @@ def test_what_cannot_be_frozen_says_why():
         (nn.Sequential(conv, nn.Dropout()), "holds a Dropout"),
         (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")), "holds a Conv2d"),
         (nn.Sequential(conv, Branching()), "cannot be traced"),
+        (nn.Sequential(conv, nn.BatchNorm2d(2, track_running_stats=False)), "holds a BatchNorm2d"),
+        (nn.Sequential(nn.BatchNorm2d(1, affine=False)), "holds a BatchNorm2d"),
     ]:
         with pytest.raises(Unsupported, match=message):
             Frozen(model, x)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from rctaf.config import RunConfig
-from rctaf.evaluation.accuracy import eval_mode
 from rctaf.models import SplitBatchNorm2d, make_model
+from rctaf.models.norm import eval_mode
 from rctaf.training.attacks import cross_entropy, divergence_from, pgd
 from rctaf.training.methods import View, make_method
 from rctaf.training.schedules import Budget

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from rctaf.activations import RCTAF, curvature
-from rctaf.evaluation.accuracy import eval_mode
+from rctaf.models.norm import eval_mode
 
 _BASELINES = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus)
 

@@ -42,7 +42,7 @@ from scipy.special import stdtrit  # of scipy.stats it is the part that loads at
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
 
-from rctaf.evaluation.accuracy import eval_mode
+from rctaf.models.norm import eval_mode
 
 _GROUPS = 32  # also the probes of one batch: the fastest of 4, 8, 16, 32, 64 on a CPU (20-25 ms a probe)
 _GGN_ELEMENTS = 2**24  # per-image gradients held at once: 64 MiB in float32

@@ -21,10 +21,10 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from rctaf.activations import ACTIVATION_MODULES
-from rctaf.models.norm import SplitBatchNorm2d
+from rctaf.models.norm import SplitBatchNorm2d, eval_mode
 
 _NORMS = (nn.BatchNorm2d, SplitBatchNorm2d)
-_SAME_IN_BOTH_MODES = (*ACTIVATION_MODULES, nn.Linear, nn.Identity)
+_SAME_IN_BOTH_MODES = (*ACTIVATION_MODULES, nn.Linear, nn.Identity, nn.Flatten)
 _MATRIX_ELEMENTS = 2**17  # the largest matrix that was faster than the convolution it stands for
 
 
@@ -54,17 +54,19 @@ class Frozen(nn.Module):
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         super().__init__()
-        tracer = _Tracer()
         try:
-            graph = tracer.trace(model)
+            with eval_mode(model):  # a forward may ask for the mode; the trace keeps the answer
+                graph = _Tracer().trace(model)
         except Exception as error:  # whatever a forward may raise when it meets a Proxy
             raise Unsupported(f"{type(model).__name__} cannot be traced: {error}") from None
-        for module in (model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"):
-            plain = isinstance(module, nn.Conv2d) and module.padding_mode == "zeros"
-            if not (plain or isinstance(module, (*_NORMS, *_SAME_IN_BOTH_MODES, nn.Flatten))):
+        body = torch.fx.GraphModule(model, graph)
+        body.graph.eliminate_dead_code()
+        for module in (body.get_submodule(str(node.target)) for node in body.graph.nodes if node.op == "call_module"):
+            if not _can_freeze(module):
                 raise Unsupported(f"{type(model).__name__} holds a {type(module).__name__}, which cannot be frozen")
+        self._device = example.device.type
         self._parts: list[_Convolution | _Affine] = []
-        self.body = self._rewritten(torch.fx.GraphModule(model, graph), example)
+        self.body = self._rewritten(body, example)
         # a matrix reads and gives rows of whole images; convolutions between them must not reorder these
         self._rows = any(isinstance(part, _Convolution) and part.as_matrix for part in self._parts)
         self.refresh()
@@ -81,7 +83,7 @@ class Frozen(nn.Module):
                     after.replace_all_uses_with(node)
                     body.graph.erase_node(after)
                     folded.add(after)
-                self._put(body, node, _Convolution(module, norm, shapes[node.args[0]], shapes[node]))
+                self._put(body, node, _Convolution(module, norm, shapes[node.all_input_nodes[0]], shapes[node]))
             elif isinstance(module, _NORMS) and node not in folded:
                 self._put(body, node, _Affine(module))
         body.delete_all_unused_submodules()
@@ -90,12 +92,13 @@ class Frozen(nn.Module):
 
     def _put(self, body: torch.fx.GraphModule, node: torch.fx.Node, part: _Convolution | _Affine) -> None:
         node.target = f"frozen_{len(self._parts)}"
+        node.args, node.kwargs = tuple(node.all_input_nodes), {}
         body.add_submodule(node.target, part)
         self._parts.append(part)
 
     def refresh(self) -> None:
         """Take over the network's present weights and statistics, and the set of a split batch norm in use."""
-        with torch.no_grad(), torch.autocast(self._parts[0].bias.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(self._device, enabled=False):
             for part in self._parts:
                 part.refresh()
                 if self._rows and isinstance(part, _Convolution):
@@ -173,18 +176,21 @@ class _Affine(nn.Module):
         return torch.addcmul(self.bias, x, self.scale)
 
 
+def _can_freeze(module: nn.Module) -> bool:
+    """Whether a module does the same in evaluation mode whatever the images are, and this file knows how."""
+    if isinstance(module, nn.Conv2d):
+        return module.padding_mode == "zeros"
+    if isinstance(module, _NORMS):
+        return _in_use(module).track_running_stats and _in_use(module).affine
+    return isinstance(module, _SAME_IN_BOTH_MODES)
+
+
 def _in_use(norm: nn.Module) -> Any:
     return norm.sets[norm.active] if isinstance(norm, SplitBatchNorm2d) else norm
 
 
 def _shapes(body: torch.fx.GraphModule, example: Tensor) -> dict[torch.fx.Node, torch.Size]:
     """The shape of what every node of the graph gives."""
-    modes = [(module, module.training) for module in body.modules()]
-    body.eval()
-    try:
-        with torch.no_grad():
-            ShapeProp(body).propagate(example[:1])
-    finally:
-        for module, training in modes:
-            module.training = training
+    with eval_mode(body), torch.no_grad():
+        ShapeProp(body).propagate(example[:1])
     return {n: n.meta["tensor_meta"].shape for n in body.graph.nodes if hasattr(n.meta.get("tensor_meta"), "shape")}

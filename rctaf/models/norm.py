@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +36,18 @@ def select_norm(model: nn.Module, index: int) -> None:
             if not 0 <= index < len(module.sets):
                 raise ValueError(f"norm set must be between 0 and {len(module.sets) - 1}, got {index}")
             module.active = index
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluate with running batch-norm statistics; every module's own mode is put back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def make_norm(kind: str, channels: int, sets: int = 1) -> nn.Module:

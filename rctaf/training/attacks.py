@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rctaf.evaluation.accuracy import eval_mode
+from rctaf.models.norm import eval_mode
 
 Objective = Callable[[Tensor], Tensor]  # logits [N, K] -> the scalar to maximise, a sum over the batch
 Start = Literal["uniform", "gaussian"]

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rctaf.config import RunConfig
-from rctaf.evaluation.accuracy import eval_mode
 from rctaf.models import select_norm
+from rctaf.models.norm import eval_mode
 from rctaf.training.attacks import cross_entropy, divergence_from, pgd
 from rctaf.training.batchnorm import NormStatistics
 from rctaf.training.schedules import Budget
