@@ -45,6 +45,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -201,6 +202,23 @@ def seconds(step: Step, device: torch.device) -> float:
     return begin.elapsed_time(end) / 1e3 / calls
 
 
+def save(file: str, start: tuple[float, float], content: dict[str, Any]) -> Path:
+    """Write a benchmark's record under ``results/benchmarks``.
+
+    Args:
+        start: when it began, in seconds since the epoch, and the load average then.
+        content: its results; a ``provenance`` among them replaces the usual one.
+    """
+    record = {
+        "cores": os.cpu_count(),
+        "load_before": round(start[1], 2),  # processes that wanted a core when it began: 0 on an idle machine
+        "provenance": provenance(start[0]),
+    }
+    path = results_dir() / "benchmarks" / file
+    write_text(path, json.dumps(record | content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    return path
+
+
 def spread(values: list[float]) -> dict[str, Any]:
     if len(values) == 1:
         return {"median": values[0], "quartiles": [values[0]] * 2}
@@ -279,11 +297,11 @@ def main() -> None:
 
 
 def run(what: str, device: torch.device, rounds: int, batch: int, modes: list[str]) -> None:
-    started, load = time.time(), os.getloadavg()[0]
+    start = time.time(), os.getloadavg()[0]
     shape = (batch, *SHAPES[what][1:])
     chosen = {key: make for key, make in variants(what).items() if key[1] in modes or key == ("relu", "eager")}
     rows = measure(what, device, shape, rounds, chosen)
-    source = provenance(started) | {"activation_kernel": _kernels.fused_by(device.type)}
+    source = provenance(start[0]) | {"activation_kernel": _kernels.fused_by(device.type)}
     if device.type == "cpu":  # also where there is a GPU besides
         source["device"] = f"{platform.machine()} CPU"
     record = {
@@ -293,8 +311,6 @@ def run(what: str, device: torch.device, rounds: int, batch: int, modes: list[st
         "dtype": "float32",
         "curvature": CURVATURE,
         "rounds": rounds,
-        "cores": os.cpu_count(),
-        "load_before": round(load, 2),  # processes that wanted a core when it began: 0 on an idle machine
         "rows": rows,
         "provenance": source,
     }
@@ -303,10 +319,8 @@ def run(what: str, device: torch.device, rounds: int, batch: int, modes: list[st
         place = re.sub(r"\W+", "_", source["device"].lower())
     elif source["activation_kernel"] == "PyTorch":
         place += "_no_kernel"
-    path = results_dir() / "benchmarks" / f"{what}_{place}.json"
+    path = save(f"{what}_{place}.json", start, record)
     before = committed(path.name)
-    write_text(path, json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-
     print(f"{what} on {source['device']}, {source['activation_kernel']} kernel, batch {batch}, {rounds} rounds")
     for row in rows:
         ratio, key = row["time_over_relu"], (row["activation"], row["mode"])

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import random
 import time
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_activations import spread
+from bench_activations import save, spread
 from torch import Tensor, nn
 
 from rctaf.config import RunConfig, parse_epsilon
@@ -30,7 +29,6 @@ from rctaf.data import load, to_float
 from rctaf.evaluation import autoattack
 from rctaf.evaluation.autoattack import ATTACKS, Version, unpack_mask
 from rctaf.models import from_config
-from rctaf.records import provenance, results_dir, write_text
 from rctaf.training import train
 
 CONFIG = RunConfig(dataset="digits", method="trades", epochs=6, epsilon="0.15", alpha=14.0, beta=1, seed=0)
@@ -59,7 +57,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
 
-    started, load_before = time.time(), os.getloadavg()[0]
+    start = time.time(), os.getloadavg()[0]
     torch.set_num_threads(args.threads)
     data = load("digits", device=args.device)
     model = from_config(CONFIG, in_channels=data.channels, n_classes=data.n_classes).to(args.device)
@@ -101,15 +99,10 @@ def main() -> None:
     record = {
         "benchmark": "autoattack",
         "rounds": args.rounds,
-        "cores": os.cpu_count(),
-        "load_before": round(load_before, 2),  # processes that wanted a core when it began: 0 on an idle machine
         "config": CONFIG.model_dump(mode="json"),
         "rows": rows,
-        "provenance": provenance(started),
     }
-    path = results_dir() / "benchmarks" / f"autoattack_{args.device}_{args.threads}t.json"
-    write_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
-    print(path)
+    print(save(f"autoattack_{args.device}_{args.threads}t.json", start, record))
 
 
 if __name__ == "__main__":

@@ -24,10 +24,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
 from playwright.sync_api import Page, sync_playwright
 
 from rctaf.records import ROOT, provenance, results_dir, write_text
+
+sys.path.insert(0, str(ROOT / "tools"))
+from build_book import pages
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 PRESSES = 40
@@ -76,11 +78,6 @@ ANSWER = """(curves) => {
     seen.observe(curves, {attributes: true, childList: true, subtree: true});
   });
 }"""
-
-
-def pages() -> list[str]:
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
 
 
 def answers(tab: Page) -> list[float]:

@@ -11,7 +11,6 @@ Recorded are the median and the quartiles of these ratios, in ``results/benchmar
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -22,7 +21,7 @@ from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
-from bench_activations import Naive, spread
+from bench_activations import Naive, save, spread
 from torch import Tensor, nn
 
 from rctaf import RCTAF, _native, alpha_for_curvature, replace_activations
@@ -30,7 +29,6 @@ from rctaf.config import RunConfig
 from rctaf.data import load
 from rctaf.models import from_config
 from rctaf.models.norm import eval_mode
-from rctaf.records import provenance, results_dir, write_text
 from rctaf.training import attacks, methods
 from rctaf.training.loop import _Run
 
@@ -127,7 +125,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     args = parser.parse_args()
 
-    started, load_before = time.time(), os.getloadavg()[0]
+    start = time.time(), os.getloadavg()[0]
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     pairs = {name: [loop.build(args.batch) for loop in pair] for name, pair in STEPS.items()}
@@ -152,13 +150,9 @@ def main() -> None:
         "benchmark": "training",
         "batch": args.batch,
         "rounds": args.rounds,
-        "cores": os.cpu_count(),
-        "load_before": round(load_before, 2),  # processes that wanted a core when it began: 0 on an idle machine
         "rows": rows,
-        "provenance": provenance(started),
     }
-    path = results_dir() / "benchmarks" / f"training_cpu_{args.threads}t.json"
-    write_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    path = save(f"training_cpu_{args.threads}t.json", start, record)
     for row in rows:
         ratio = row["without_over_with"]
         low, high = ratio["quartiles"]

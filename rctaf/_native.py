@@ -126,9 +126,10 @@ def derivative(
 
     It applies to float32 and bfloat16 tensors in CPU memory, and keeps their memory format.
     """
-    if not _takes(x, *(() if grad is None else (grad,))) or (library := _library()) is None:
+    tensors = (x,) if grad is None else (x, grad)
+    if not _takes(*tensors) or (library := _library()) is None:
         return None
-    out, x, *rest = aligned(x) if grad is None else aligned(x, grad)
+    out, x, *rest = aligned(*tensors)
     first, head, width, rows, odd = _table(alpha, beta, n, polynomials)
     library.rctaf_derivative(
         x.data_ptr(), rest[0].data_ptr() if rest else None, out.data_ptr(), x.dtype == torch.bfloat16, x.numel(), alpha,

@@ -104,9 +104,10 @@ def derivative(
     grad: Tensor | None = None,
 ) -> Tensor | None:
     """sigma^(n)(x), times ``grad`` where given, shape, dtype and memory format of ``x``; None for double precision."""
-    if not _takes(x) or (grad is not None and not _takes(grad)):
+    tensors = (x,) if grad is None else (x, grad)
+    if not _takes(*tensors):
         return None
-    out, x, *rest = _native.aligned(x) if grad is None else _native.aligned(x, grad)
+    out, x, *rest = _native.aligned(*tensors)
     if out.numel():  # an empty grid cannot be launched
         with torch.cuda.device_of(x):
             _derivative[(triton.cdiv(out.numel(), _BLOCK),)](

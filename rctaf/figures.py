@@ -125,7 +125,6 @@ def curves(
         series: the column that tells the lines apart.
         percent: multiply the values by 100.
     """
-    scale = 100 if percent else 1
     unit = " %" if percent else ""
     fig = go.Figure()
     for place, (_, group) in enumerate(cells.sort_values(x).groupby(series, sort=True)):
@@ -133,18 +132,7 @@ def curves(
         name = f"order β = {int(which)}" if series == "beta" else str(which)
         colour = COLOURS[int(which) if series == "beta" else place]
         text = [_hover(f"{name}, {x} {row[x]:.4g}", row, percent) for _, row in group.iterrows()]
-        spread = (group["high"] - group["mean"]).fillna(0) * scale
-        fig.add_scatter(
-            x=group[x],
-            y=group["mean"] * scale,
-            error_y={"array": spread, "thickness": 1} if (group["n"] > 1).any() else None,
-            name=name,
-            mode="lines+markers",
-            line={"color": colour},
-            text=text,
-            hovertemplate="%{text}<extra></extra>",
-            customdata=group["runs"],  # a click opens these records: book/assets/plots.js
-        )
+        _add_means(fig, group, x, percent, name=name, line={"color": colour}, text=text)
     if x == "curvature":
         fig.add_vrect(*BAND, fillcolor="rgba(128,128,128,0.18)", line_width=0)
         # on a logarithmic axis Plotly places shapes by value and annotations by exponent
@@ -154,6 +142,21 @@ def curves(
     fig.update_yaxes(title=y_title + unit)
     _titled(fig, title)
     return fig
+
+
+def _add_means(fig: go.Figure, cells: pd.DataFrame, x: str, percent: bool, **style: object) -> None:
+    """A line through the means of :func:`cells`, with their intervals where any has more than one seed."""
+    scale = 100 if percent else 1
+    spread = (cells["high"] - cells["mean"]).fillna(0) * scale
+    fig.add_scatter(
+        x=cells[x],
+        y=cells["mean"] * scale,
+        error_y={"array": spread, "thickness": 1} if (cells["n"] > 1).any() else None,
+        mode="lines+markers",
+        hovertemplate="%{text}<extra></extra>",
+        customdata=cells["runs"],  # a click opens these records: book/assets/plots.js
+        **style,
+    )
 
 
 def add_reference_lines(fig: go.Figure, cells: pd.DataFrame, *, percent: bool = True) -> go.Figure:
@@ -404,19 +407,10 @@ def arms(
             hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
             customdata=runs["id"],
         )
-        spread = (line["high"] - line["mean"]).fillna(0) * scale
-        fig.add_scatter(
-            x=line[x],
-            y=line["mean"] * scale,
-            error_y={"array": spread, "thickness": 1} if (line["n"] > 1).any() else None,
-            name=str(name),
-            legendgroup=str(name),
-            mode="lines+markers",
-            line={"color": colour, "dash": "solid" if place < 5 else "dot"},  # five colours
-            text=[_hover(str(name), row, percent) for _, row in line.iterrows()],
-            hovertemplate="%{text}<extra></extra>",
-            customdata=line["runs"],
-        )
+        dash = "solid" if place < 5 else "dot"  # five colours
+        text = [_hover(str(name), row, percent) for _, row in line.iterrows()]
+        style = {"line": {"color": colour, "dash": dash}, "legendgroup": str(name)}
+        _add_means(fig, line, x, percent, name=str(name), text=text, **style)
     fig.update_xaxes(type="log", title=x_title)
     fig.update_yaxes(title=y_title + unit)
     _titled(fig, title)

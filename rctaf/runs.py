@@ -261,7 +261,7 @@ def run(path: Path, jobs: int) -> int:
             bar.set_postfix_str(f"{len(failed)} failed" if failed else "", refresh=False)
             if done > bar.n:
                 bar.update(done - bar.n)
-            elif sys.stderr.isatty():
+            elif live:
                 bar.refresh()  # the clock goes on between two runs
             time.sleep((0.5 if live else 5) if running else 0)  # a look costs a few ms for every cell
     if scheduler.returncode and not failed:

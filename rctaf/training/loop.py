@@ -57,7 +57,7 @@ def train(
         Columns over epochs: ``epoch`` (from 1), ``loss``, ``train_accuracy`` (of the augmented clean images in
         training mode; of the attacked ones for ``pgd``, which sees no others), ``train_robust_accuracy`` (attacked
         images, adversarial methods only), ``lr``, ``epsilon`` (of the training attack), ``alpha_1``, ``alpha_2``, ...
-            (learned alphas only, at the end of the epoch), ``seconds``.
+        (learned alphas only, at the end of the epoch), ``seconds``.
 
     Raises:
         Diverged: a loss was not finite.
