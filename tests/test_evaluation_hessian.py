@@ -101,7 +101,7 @@ def test_the_estimate_meets_the_exact_diagonal(activation, images):
     assert found.remainder_square == pytest.approx((d - g).square().sum().item(), abs=0.2 * exact)
     scale_free = (d * theta**2).square().sum().item()
     assert abs(found.scale_free_square - scale_free) <= 4 * found.scale_free_standard_error + 1e-12 * scale_free
-    assert found.scale_free_standard_error < 0.15 * scale_free
+    assert found.scale_free_standard_error < 0.3 * scale_free  # from 64 probes
     assert sum(found.by_parameter.values()) == pytest.approx(found.square, rel=1e-9)
     assert found.rms == pytest.approx(math.sqrt(found.square / 97))
     assert found.norm_over_parameters == pytest.approx(math.sqrt(found.square) / 97)

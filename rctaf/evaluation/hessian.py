@@ -68,7 +68,7 @@ class HessianEstimate:
         remainder_square: unbiased estimate of ‖d - diag G‖², the part linear in σ''.
         scale_free_square: unbiased estimate of ‖d ⊙ w²‖², which rescaling a weight and undoing it downstream
             (in a batch norm, say) leaves unchanged; from probes of its own, of diag(w) H diag(w).
-        scale_free_standard_error, scale_free_probes: of ``scale_free_square``; at most as many probes as the norm.
+        scale_free_standard_error, scale_free_probes: of ``scale_free_square``; always 64 probes.
         frobenius_square: ‖H‖_F² from the first 32 probes; ``square`` over it says how diagonal H is.
         by_parameter: the share of ``square`` of each named parameter tensor.
     """
@@ -233,8 +233,7 @@ def hessian_diagonal_norm(
             (``torch.nn.functional.cross_entropy``). For the adversarial loss give adversarial ``x``.
         x: images; y: labels.
         relative: stop when the 95 % interval of the norm is within ± this fraction of it.
-        max_probes: stop there at the latest; rounded up to a multiple of 32, at least 64. The scale-free
-            companion, which needs more, is given as many as the norm took.
+        max_probes: stop there at the latest; rounded up to a multiple of 32, at least 64.
         seed: of the probes.
         dtype: float32 or float64; the model itself is not changed.
         batch: probes differentiated at once; lower it when memory is short (the result stays the same).
@@ -277,7 +276,7 @@ def hessian_diagonal_norm(
 
         gauss_newton = _gauss_newton_diagonal(problem, blocks)
         pairs = probe(torch.ones_like(theta), max_probes)
-        scaled = probe(theta, pairs.count)
+        scaled = probe(theta, 2 * _GROUPS)
         first = _signs(len(theta), torch.Generator(theta.device).manual_seed(seed)).to(dtype)
         frobenius = products(full, first).double().square().sum().item() / _GROUPS
 
