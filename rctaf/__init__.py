@@ -1,14 +1,11 @@
 """RCT-AF activations in PyTorch, and the experiments of the reproduction book built on them."""
 
-from rctaf.activations import (
-    ACTIVATIONS,
-    RCTAF,
-    alpha_for_curvature,
-    curvature,
-    make_activation,
-    rctaf,
-    replace_activations,
-)
+from typing import TYPE_CHECKING, Any
+
+from rctaf.family import alpha_for_curvature, curvature
+
+if TYPE_CHECKING:
+    from rctaf.activations import ACTIVATIONS, RCTAF, make_activation, rctaf, replace_activations
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,3 +17,12 @@ __all__ = [
     "rctaf",
     "replace_activations",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs PyTorch is imported when first asked for: the command line, which does not, starts in no time."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from rctaf import activations
+
+    return getattr(activations, name)

@@ -1,23 +1,7 @@
-r"""Every derivative of every order of RCT-AF, from one identity. No autograd here.
+r"""Every derivative of every order of RCT-AF on tensors, from the polynomials of :mod:`rctaf.family`. No autograd here.
 
-Write :math:`u = \alpha x` and :math:`L(u) = \ln(1 + e^u)`. The recursion of the family,
-:math:`\sigma_{\beta+1} = x\,\sigma_\beta'`, applies the Euler operator
-:math:`\theta = u\,\frac{d}{du}` once per order, and :math:`D^n\theta = (\theta + n)D^n`. Hence
-
-.. math::
-    \sigma_{\alpha,\beta}^{(n)}(x) = \alpha^{n-1} (\theta + n)^\beta L^{(n)}(u)
-        = \alpha^{n-1} \sum_{k=0}^{\beta} c_k\, u^k L^{(n+k)}(u),
-
-with whole numbers :math:`c_k \ge 0` (the n-Stirling numbers; ordinary Stirling numbers for n = 0).
-The derivatives of L are polynomials in the logistic function. With :math:`s = L'`,
-:math:`q = s(1 - s)` and :math:`c = 1 - 2s`, from :math:`q' = qc` and :math:`c' = -2q`:
-
-.. math::
-    L^{(m)} = q\,R_m(q) \text{ for even } m, \qquad L^{(m)} = q\,c\,R_m(q) \text{ for odd } m > 1.
-
-Everything decays through the factor q, which is computed as s(u) s(-u) and so keeps its relative
-precision in both tails; 1 - s would lose all of it beyond u = 17 in single precision. The function
-itself is x times the slope of the order below.
+The function itself is x times the slope of the order below. A one-pass kernel computes where there is one for the
+device (:mod:`rctaf._native`, :mod:`rctaf._triton`), the formula in PyTorch operations elsewhere.
 """
 
 from __future__ import annotations
@@ -33,48 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rctaf import _native
+from rctaf.family import polynomials
 
 _EXACT_FROM = 40.0  # log1p(exp(-40)) is below half a unit in the last place of 40, in double precision too
-
-
-def euler_coefficients(beta: int, n: int) -> tuple[int, ...]:
-    """The c_k of ``(theta + n)**beta = sum_k c_k u**k D**k``, k = 0 ... beta.
-
-    >>> euler_coefficients(2, 0), euler_coefficients(2, 1), euler_coefficients(2, 2)
-    ((0, 1, 1), (1, 3, 1), (4, 5, 1))
-    """
-    row = [1]
-    for _ in range(beta):
-        row = [(k + n) * a + b for k, (a, b) in enumerate(zip([*row, 0], [0, *row], strict=True))]
-    return tuple(row)
-
-
-def logistic_polynomial(m: int) -> tuple[int, ...]:
-    """Coefficients of R_m, lowest power of q first, for m >= 2.
-
-    >>> [logistic_polynomial(m) for m in (2, 3, 4, 5, 6)]
-    [(1,), (1,), (1, -6), (1, -12), (1, -30, 120)]
-    """
-    if m == 2:
-        return (1,)
-    r = logistic_polynomial(m - 1)
-    raised = [(j + 1) * a for j, a in enumerate(r)]  # R + q R'
-    if m % 2 == 0:  # (1 - 6q) R + (1 - 4q) q R', because c^2 = 1 - 4q
-        raised.append(0)
-        for j, a in enumerate(r):
-            raised[j + 1] -= (6 + 4 * j) * a
-    return tuple(raised)
-
-
-def polynomials(beta: int, n: int) -> tuple[tuple[int, ...], ...]:
-    """Row k holds the coefficients of c_k R_{n+k}: all that is particular to one derivative of one order."""
-    weights = euler_coefficients(beta, n)
-    return tuple(
-        tuple(weights[k] * a for a in logistic_polynomial(n + k)) if n + k >= 2 else () for k in range(beta + 1)
-    )
-
-
-_remembered = cache(polynomials)
 
 
 def _horner(coefficients: tuple[float, ...], q: Tensor) -> Tensor | float:
@@ -97,7 +42,7 @@ def _triton_on(device: torch.device) -> Any:
     try:
         from rctaf import _triton
 
-        _triton.derivative(torch.zeros(1, device=device), 1.0, 0, 0, polynomials)
+        _triton.derivative(torch.zeros(1, device=device), 1.0, 0, 0)
     except Exception as error:  # whatever it is (an old GPU, no C compiler), the plain formula computes the same
         warnings.warn(f"RCT-AF runs as several operations on {device}, its Triton kernel failed: {error}", stacklevel=2)
         return None
@@ -129,7 +74,7 @@ def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
     Half precision is computed in single precision and rounded once.
     """
     kernel = _kernel_for(x)
-    if kernel is not None and (fast := kernel.derivative(x, alpha, beta, n, _remembered)) is not None:
+    if kernel is not None and (fast := kernel.derivative(x, alpha, beta, n)) is not None:
         return fast
     z = widen(x)
     if n == 0:
@@ -151,7 +96,7 @@ def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
     opposite = torch.sigmoid(-u)
     q = s * opposite
     # The compiler follows plain functions only; it meets this one once, eager code at every call.
-    rows = (polynomials if torch.compiler.is_compiling() else _remembered)(beta, n)
+    rows = (polynomials.__wrapped__ if torch.compiler.is_compiling() else polynomials)(beta, n)
     scale = alpha ** (n - 1)
     powers = range(beta, first - 1, -1)
     c = opposite - s if any((n + k) % 2 for k in powers) else None
@@ -170,4 +115,4 @@ def backward(saved: Tensor, alpha: float, beta: int, n: int, from_output: bool, 
         return None
     if from_output:
         return kernel.softplus_backward(saved, alpha, grad)
-    return kernel.derivative(saved, alpha, beta, n + 1, _remembered, grad)
+    return kernel.derivative(saved, alpha, beta, n + 1, grad)

@@ -14,12 +14,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from rctaf.family import polynomials
 
 _SOURCE = Path(__file__).with_suffix(".c")
 _FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
@@ -80,9 +81,7 @@ _HEADS = {0: 2, 1: 1}  # beyond the polynomial: x s for sigma itself, s for its 
 
 
 @cache
-def _table(
-    alpha: float, beta: int, n: int, polynomials: Callable[[int, int], tuple[tuple[int, ...], ...]]
-) -> tuple[int, int, int, ctypes.Array, ctypes.Array]:
+def _table(alpha: float, beta: int, n: int) -> tuple[int, int, int, ctypes.Array, ctypes.Array]:
     first = max(0, 2 - n)
     rows = polynomials(beta, n)
     width = max([1, *(len(row) for row in rows[first:])])
@@ -114,14 +113,7 @@ def aligned(like: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     return (out, *copies)
 
 
-def derivative(
-    x: Tensor,
-    alpha: float,
-    beta: int,
-    n: int,
-    polynomials: Callable[[int, int], tuple[tuple[int, ...], ...]],
-    grad: Tensor | None = None,
-) -> Tensor | None:
+def derivative(x: Tensor, alpha: float, beta: int, n: int, grad: Tensor | None = None) -> Tensor | None:
     """sigma^(n)(x), times ``grad`` where given, shape of ``x``; None where the kernel does not apply.
 
     It applies to float32 and bfloat16 tensors in CPU memory, and keeps their memory format.
@@ -130,7 +122,7 @@ def derivative(
     if not _takes(*tensors) or (library := _library()) is None:
         return None
     out, x, *rest = aligned(*tensors)
-    first, head, width, rows, odd = _table(alpha, beta, n, polynomials)
+    first, head, width, rows, odd = _table(alpha, beta, n)
     library.rctaf_derivative(
         x.data_ptr(), rest[0].data_ptr() if rest else None, out.data_ptr(), x.dtype == torch.bfloat16, x.numel(), alpha,
         beta, first, head, width, rows, odd, torch.get_num_threads(),

@@ -1,6 +1,6 @@
 """The Triton kernels behind RCT-AF on a GPU: one pass over memory forward, one backward, any order, any derivative.
 
-The formula is that of :mod:`rctaf._kernels`. Its polynomials are whole numbers fixed at compilation, one kernel per
+The formula is that of :mod:`rctaf.family`. Its polynomials are whole numbers fixed at compilation, one kernel per
 order and derivative; ``alpha`` is an argument at run time, so that a sweep over it compiles nothing. Half precision is
 computed in single precision and rounded once.
 
@@ -9,14 +9,13 @@ Importing this module needs triton, which comes with PyTorch for CUDA.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from rctaf import _native
+from rctaf.family import polynomials
 
 _BLOCK = 1024
 
@@ -42,7 +41,7 @@ def _derivative(
     x_at, grad_at, out_at, size, alpha, scale,
     ROWS: tl.constexpr, BETA: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out = sigma^(N)(x), times grad unless that is None; scale = alpha^(N-1); ROWS as from _kernels.polynomials."""
+    """out = sigma^(N)(x), times grad unless that is None; scale = alpha^(N-1); ROWS as from family.polynomials."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size
     x = tl.load(x_at + i, mask=inside).to(tl.float32)
@@ -95,14 +94,7 @@ def _takes(*tensors: Tensor) -> bool:
     return all(_native.plain(t) and t.dtype in (torch.float32, torch.float16, torch.bfloat16) for t in tensors)
 
 
-def derivative(
-    x: Tensor,
-    alpha: float,
-    beta: int,
-    n: int,
-    polynomials: Callable[[int, int], tuple[tuple[int, ...], ...]],
-    grad: Tensor | None = None,
-) -> Tensor | None:
+def derivative(x: Tensor, alpha: float, beta: int, n: int, grad: Tensor | None = None) -> Tensor | None:
     """sigma^(n)(x), times ``grad`` where given, shape, dtype and memory format of ``x``; None for double precision."""
     tensors = (x,) if grad is None else (x, grad)
     if not _takes(*tensors):

@@ -1,4 +1,4 @@
-r"""The activation family RCT-AF, its curvature, the named baselines, and how to put them into a network.
+r"""The activation family RCT-AF, the named baselines, and how to put them into a network.
 
 With sharpness :math:`\alpha > 0` (``alpha``), order :math:`\beta` (``beta``) and the logistic function s
 (Eq. 1-6 of arXiv 2603.23860):
@@ -8,17 +8,15 @@ With sharpness :math:`\alpha > 0` (``alpha``), order :math:`\beta` (``beta``) an
     \sigma_{\alpha,1}(x) = x\, s(\alpha x), \qquad
     \sigma_{\alpha,\beta+1}(x) = x\, \sigma_{\alpha,\beta}'(x).
 
-The curvature of an activation is :math:`\max_x |\sigma''(x)|`.
+Its derivatives and its curvature :math:`\max_x |\sigma''(x)|` are in :mod:`rctaf.family`.
 """
 
 from __future__ import annotations
 
 import dis
 import math
-import numbers
 from collections.abc import Callable
-from decimal import Decimal, localcontext
-from functools import cache, partial
+from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -28,19 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rctaf import _kernels
-
-
-def _positive(value: float, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:
-        raise ValueError(f"{what} must be a finite number above 0, got {value!r}")
-    return float(value)
-
-
-def _order(beta: int) -> int:
-    if isinstance(beta, bool) or not isinstance(beta, numbers.Integral) or beta < 0:
-        raise ValueError(f"beta (order) must be an integer 0, 1, 2, ..., got {beta!r}")
-    return int(beta)
-
+from rctaf.family import checked_order, positive
 
 # --- the function and its module -------------------------------------------------------------------------------------
 
@@ -109,7 +95,7 @@ def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
     >>> rctaf(torch.tensor([-1.0, 0.0, 1.0]), alpha=14.0, beta=1)
     tensor([-8.3153e-07,  0.0000e+00,  1.0000e+00])
     """
-    alpha, beta = _positive(alpha, "alpha (sharpness)"), _order(beta)
+    alpha, beta = positive(alpha, "alpha (sharpness)"), checked_order(beta)
     if not x.is_floating_point():
         raise ValueError(f"x must be a floating-point tensor, got {x.dtype}")
     if torch.compiler.is_compiling():  # the compiler differentiates and fuses the plain formula with its neighbours
@@ -134,8 +120,8 @@ class RCTAF(nn.Module):
 
     def __init__(self, alpha: float, beta: int) -> None:
         super().__init__()
-        self.alpha = _positive(alpha, "alpha (sharpness)")
-        self.beta = _order(beta)
+        self.alpha = positive(alpha, "alpha (sharpness)")
+        self.beta = checked_order(beta)
 
     def forward(self, x: Tensor) -> Tensor:
         return rctaf(x, self.alpha, self.beta)
@@ -165,8 +151,8 @@ class LearnedRCTAF(RCTAF):
 
     def __init__(self, alpha: float, beta: int) -> None:
         nn.Module.__init__(self)
-        self.beta = _order(beta)
-        self.log_alpha = nn.Parameter(torch.tensor(math.log(_positive(alpha, "alpha (sharpness)"))))
+        self.beta = checked_order(beta)
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(positive(alpha, "alpha (sharpness)"))))
 
     @property
     def alpha(self) -> float:  # type: ignore[override]
@@ -200,134 +186,6 @@ def fix_alphas(model: nn.Module) -> list[float]:
     for parent, name, child in places:
         setattr(parent, name, fixed[child])
     return [module.alpha for module in fixed.values()]
-
-
-# --- curvature -------------------------------------------------------------------------------------------------------
-
-
-@cache
-def _unit_curvature(beta: int) -> float:
-    """max over u of abs(sigma''(u)) at alpha = 1, in decimal arithmetic and rounded once at the end."""
-    rows = {n: _kernels.polynomials(beta, n) for n in (2, 3)}
-
-    def value(n: int, u: Decimal) -> Decimal:
-        t = (-u).exp()  # u >= 0
-        q, c = t / (1 + t) ** 2, (t - 1) / (t + 1)
-        total = Decimal(0)
-        for k in range(beta, -1, -1):
-            term = Decimal(0)
-            for a in reversed(rows[n][k]):
-                term = term * q + a
-            total = total * u + (term * c if (n + k) % 2 else term)
-        return q * total
-
-    with localcontext() as context:
-        context.prec = 40 + 2 * beta  # the polynomials in q cancel: less than two digits lost per order
-        # sigma'' is even. L^(m) changes sign about every pi^2/m near 0, so the step meets each hump many times;
-        # beyond 3 beta + 10 what is left is the decay of u^beta e^-u.
-        step = 1 / Decimal(beta + 4)
-        grid = [i * step for i in range((3 * beta + 10) * (beta + 4))]
-        height = [abs(value(2, u)) for u in grid]
-        peak = height[0]
-        for i in range(1, len(grid) - 1):
-            if not height[i - 1] <= height[i] >= height[i + 1]:
-                continue
-            low, high = grid[i - 1], grid[i + 1]
-            for _ in range(40):  # the root of sigma''' to 1e-12; the error of the maximum is the square of that
-                middle = (low + high) / 2
-                if value(2, middle) * value(3, middle) > 0:
-                    low = middle
-                else:
-                    high = middle
-            peak = max(peak, abs(value(2, low)))
-        return float(peak)
-
-
-def curvature(alpha: float, beta: int) -> float:
-    r"""The global maximum :math:`\max_x |\sigma_{\alpha,\beta}''(x)|`, in double precision, for every order.
-
-    At 0 the second derivative is :math:`\sigma''(0) = \alpha\, 2^{\beta-2}`. Up to order 4 that is the maximum:
-    :math:`\alpha/4`, :math:`\alpha/2`, :math:`\alpha`, ... (:mod:`rctaf.symbolic` proves it). From order 5 on
-    :math:`|\sigma''|` is larger elsewhere, and the maximum is the largest value at the roots of
-    :math:`\sigma'''`, found in decimal arithmetic. By homogeneity it is proportional to ``alpha``.
-
-    Raises:
-        ValueError: ``alpha`` is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...
-
-    >>> [curvature(28, 0), curvature(14, 1), curvature(7, 2)]
-    [7.0, 7.0, 7.0]
-    >>> round(curvature(1, 5), 4)  # and 8 at x = 0
-    10.3575
-    """
-    return _positive(alpha, "alpha (sharpness)") * _unit_curvature(_order(beta))
-
-
-def alpha_for_curvature(c: float, beta: int) -> float:
-    """The sharpness at which order ``beta`` has curvature ``c``: the inverse of :func:`curvature`.
-
-    Raises:
-        ValueError: ``c`` is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...
-
-    >>> [alpha_for_curvature(7, beta) for beta in (0, 1, 2)]
-    [28.0, 14.0, 7.0]
-    """
-    return _positive(c, "c (curvature)") / _unit_curvature(_order(beta))
-
-
-def effective_curvature_at_start(alpha: float, beta: int) -> float:
-    r"""The curvature that standard normal inputs meet, :math:`\sqrt{E\,\sigma_{\alpha,\beta}''(Z)^2}` with Z ~ N(0, 1).
-
-    Batch norm gives each channel mean 0 and standard deviation 1 at the start of training, so this is the root mean
-    square of :math:`\sigma''` there; :math:`\max|\sigma''|` is what only inputs near 0 meet. By homogeneity, normal
-    inputs z of mean 0 and any other standard deviation meet :math:`\operatorname{std}(z) \sqrt{E\,\sigma''(z)^2}` equal
-    to this function at :math:`\kappa = \alpha \operatorname{std}(z)` (:mod:`rctaf.evaluation.effective_curvature`).
-
-    With :math:`u = \alpha z` its square is :math:`\alpha \int \sigma_{1,\beta}''(u)^2 \varphi(u/\alpha)\, du` for the
-    normal density :math:`\varphi`, a product of two functions that increase with :math:`\alpha`. So it increases from 0
-    (as :math:`\alpha|\sigma_{1,\beta}''(0)|`) without bound (as :math:`\sqrt\alpha`).
-
-    Raises:
-        ValueError: ``alpha`` is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...
-
-    >>> [round(effective_curvature_at_start(a, beta), 3) for beta, a in enumerate((28, 14, 7))]  # all of curvature 7
-    [1.364, 1.572, 1.905]
-    """
-    alpha, beta = _positive(alpha, "alpha (sharpness)"), _order(beta)
-    # The trapezoidal rule: the integrand is analytic up to |Im u| = pi (the poles of s), which makes the error of step
-    # 1/4, in units of the narrower of the two factors, about exp(-2 pi * pi * 4). What is left out beyond 9.5 standard
-    # deviations, or beyond where u^(2 beta) e^(-2u) has decayed, is below a unit in the last place.
-    step = min(1.0, alpha) / 4
-    reach = min(9.5 * alpha, 40.0 + 4 * beta)
-    u = step * torch.arange(math.ceil(reach / step) + 1, dtype=torch.float64)
-    terms = _kernels.derivative(u, 1.0, beta, 2).square() * torch.exp(-((u / alpha) ** 2) / 2)
-    integral = step * (2 * terms.sum() - terms[0]).item()  # even
-    return math.sqrt(alpha * integral / math.sqrt(2 * math.pi))
-
-
-@cache
-def alpha_for_effective_curvature(c: float, beta: int) -> float:
-    """The sharpness at which order ``beta`` starts with effective curvature ``c``.
-
-    The inverse of :func:`effective_curvature_at_start`, which increases from 0 without bound: bisection, between
-    the sharpness of *curvature* c (the root mean square is no larger than the maximum) and the first double of it
-    that is large enough.
-
-    Raises:
-        ValueError: ``c`` is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...
-
-    >>> [round(alpha_for_effective_curvature(1, beta), 3) for beta in (0, 1, 2)]
-    [15.082, 5.712, 2.053]
-    """
-    low = high = alpha_for_curvature(_positive(c, "c (effective curvature)"), beta)
-    while effective_curvature_at_start(high, beta) < c:
-        high *= 2
-    for _ in range(60):
-        middle = math.sqrt(low * high)
-        if effective_curvature_at_start(middle, beta) < c:
-            low = middle
-        else:
-            high = middle
-    return high
 
 
 # --- activations by name ---------------------------------------------------------------------------------------------

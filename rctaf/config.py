@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rctaf import recipes
-from rctaf.activations import alpha_for_curvature, alpha_for_effective_curvature, curvature
+from rctaf.family import alpha_for_curvature, alpha_for_effective_curvature, curvature
 
 SCHEMA = 1  # raise it when the *meaning* of a field changes: every run id changes with it
 
@@ -202,7 +202,7 @@ class Block(BaseModel):
     """One product of axes over a common base.
 
     In place of ``alpha`` an axis may be ``curvature``, max|sigma''|, or ``effective_curvature``, what the start of
-    training meets of it (:func:`rctaf.activations.effective_curvature_at_start`). ``recipe`` names a file of
+    training meets of it (:func:`rctaf.family.effective_curvature_at_start`). ``recipe`` names a file of
     ``rctaf/recipes``, whose settings are used where neither base nor axes give their own.
     """
 

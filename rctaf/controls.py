@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from rctaf.activations import curvature, effective_curvature_at_start
 from rctaf.config import Grid, RunConfig
+from rctaf.family import curvature, effective_curvature_at_start
 from rctaf.records import Record, table
 from rctaf.statistics import Difference, holm, mean_interval, orders_coincide, paired_difference
 from rctaf.verdicts import BAND, MARGIN, MIN_SEEDS, Verdict
@@ -224,7 +224,7 @@ def measured_effective_curvature(record: Record) -> float:
     """Geometric mean over the layers of a trained network of the effective curvature of its kappa.
 
     Pre-activations are taken as normal with mean 0 and the measured standard deviation
-    (:func:`rctaf.activations.effective_curvature_at_start`).
+    (:func:`rctaf.family.effective_curvature_at_start`).
     """
     beta = record.config.beta
     if beta is None:

@@ -23,13 +23,9 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from rctaf import ACTIVATIONS, RCTAF, _kernels, alpha_for_curvature, curvature, make_activation, rctaf
 from rctaf import replace_activations as replace
-from rctaf.activations import (
-    LearnedRCTAF,
-    alpha_for_effective_curvature,
-    effective_curvature_at_start,
-    fix_alphas,
-)
+from rctaf.activations import LearnedRCTAF, fix_alphas
 from rctaf.data import torchvision
+from rctaf.family import alpha_for_effective_curvature, effective_curvature_at_start
 
 # PyTorch raises these itself, where forward-mode derivatives and the compiler are first used
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from rctaf.activations import curvature, effective_curvature_at_start
 from rctaf.config import Grid, RunConfig, parse_epsilon
+from rctaf.family import curvature, effective_curvature_at_start
 
 ROOT = Path(__file__).resolve().parent.parent
 GRIDS = sorted(ROOT.glob("grids/**/*.yaml"))

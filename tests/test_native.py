@@ -22,7 +22,7 @@ def _points(alpha: float) -> torch.Tensor:
 def test_agrees_with_double_precision(alpha: float, beta: int, n: int) -> None:
     x = _points(alpha)
     truth = _kernels.derivative(x.double(), alpha, beta, n)
-    got = _native.derivative(x, alpha, beta, n, _kernels.polynomials)
+    got = _native.derivative(x, alpha, beta, n)
     assert got is not None
     # 1e-7 of exp, times the terms of both signs that order 5 adds up before they cancel (largest seen: 2.9e-6)
     scale = truth.abs() + truth.abs().max() if n else truth.abs() + 1 / alpha
@@ -31,9 +31,9 @@ def test_agrees_with_double_precision(alpha: float, beta: int, n: int) -> None:
 
 def test_grad_is_multiplied_in_the_same_pass() -> None:
     x, grad = _points(3.0), _points(1.0)
-    slope = _native.derivative(x, 3.0, 2, 1, _kernels.polynomials)
+    slope = _native.derivative(x, 3.0, 2, 1)
     assert slope is not None
-    got = _native.derivative(x, 3.0, 2, 1, _kernels.polynomials, grad)
+    got = _native.derivative(x, 3.0, 2, 1, grad)
     assert got is not None
     assert torch.equal(got, grad * slope)
 
@@ -55,12 +55,12 @@ def test_training_pass_equals_the_plain_formula(beta: int) -> None:
 
 def test_tensors_with_gaps_and_other_kinds() -> None:
     x = torch.randn(6, 8)
-    got = _native.derivative(x[:, ::2], 2.0, 1, 0, _kernels.polynomials)
+    got = _native.derivative(x[:, ::2], 2.0, 1, 0)
     assert got is not None
     torch.testing.assert_close(got, x[:, ::2] * torch.sigmoid(2 * x[:, ::2]))
-    assert _native.derivative(x.double(), 2.0, 1, 0, _kernels.polynomials) is None
-    assert _native.derivative(x.half(), 2.0, 1, 0, _kernels.polynomials) is None
-    assert _native.derivative(x, 2.0, 1, 0, _kernels.polynomials, x.bfloat16()) is None
+    assert _native.derivative(x.double(), 2.0, 1, 0) is None
+    assert _native.derivative(x.half(), 2.0, 1, 0) is None
+    assert _native.derivative(x, 2.0, 1, 0, x.bfloat16()) is None
 
 
 @pytest.mark.parametrize("beta", range(3))
@@ -70,8 +70,8 @@ def test_bfloat16_is_single_precision_rounded_once(beta: int, n: int) -> None:
     x = torch.cat([_points(3.0), special]).bfloat16()
     grad = torch.randn(len(x), generator=torch.Generator().manual_seed(3)).bfloat16()
     for extra in ((), (grad,)):
-        got = _native.derivative(x, 3.0, beta, n, _kernels.polynomials, *extra)
-        wide = _native.derivative(x.float(), 3.0, beta, n, _kernels.polynomials, *(g.float() for g in extra))
+        got = _native.derivative(x, 3.0, beta, n, *extra)
+        wide = _native.derivative(x.float(), 3.0, beta, n, *(g.float() for g in extra))
         assert got is not None
         assert wide is not None
         assert got.dtype == torch.bfloat16
@@ -91,7 +91,7 @@ def test_bfloat16_backward_of_order_0_from_its_output() -> None:
 @pytest.mark.parametrize("beta", range(3))
 @pytest.mark.parametrize("n", range(3))
 def test_nan_stays_nan(beta: int, n: int) -> None:
-    got = _native.derivative(torch.tensor([float("nan")]), 1.0, beta, n, _kernels.polynomials)
+    got = _native.derivative(torch.tensor([float("nan")]), 1.0, beta, n)
     assert got is not None
     assert bool(got.isnan().all())
 

@@ -11,8 +11,8 @@ from synthetic import estimate
 from test_notebook_figures import numbers, outputs
 
 from rctaf import controls
-from rctaf.activations import effective_curvature_at_start
 from rctaf.config import Grid
+from rctaf.family import effective_curvature_at_start
 from rctaf.notebooks import execute_notebook
 from rctaf.records import Record, find, write
 

@@ -302,3 +302,9 @@ def test_comparison_of_two_records(cell):
     assert verdicts(measured(0.8, 2.0, extra=1))["metrics.extra"][1] == "not judged"  # the code has learnt it since
     lost = {name: verdict for name, *_, verdict in runs.compare(measured(0.8, 2.0, extra=1), old, [])}
     assert lost["metrics.extra"] == "different"
+
+
+def test_the_command_line_starts_without_pytorch():
+    program = "import sys, rctaf.runs; print('torch' in sys.modules); from rctaf import RCTAF; print(RCTAF(7, 2))"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output.split("\n")[:2] == ["False", "RCTAF(alpha=7, beta=2)"]

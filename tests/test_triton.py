@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from rctaf import RCTAF, _kernels, rctaf
+from rctaf.family import polynomials
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -60,7 +61,7 @@ def test_agrees_with_double_precision(alpha, beta, triton_kernel):
     x = _points(alpha)
     for n in range(4):
         truth = _kernels.derivative(x.double(), alpha, beta, n)
-        got = triton_kernel.derivative(x.to(DEVICE), alpha, beta, n, _kernels.polynomials).cpu().double()
+        got = triton_kernel.derivative(x.to(DEVICE), alpha, beta, n).cpu().double()
         # The bound of the C kernel, whose formula this is: u eps of exp, times the terms of both signs that order 5
         # adds up before they cancel
         scale = truth.abs() + truth[x.abs() < 1e30].abs().max() if n else truth.abs() + 1 / alpha
@@ -73,7 +74,7 @@ def test_agrees_with_double_precision(alpha, beta, triton_kernel):
 def test_small_tails_keep_their_relative_precision(beta, n, triton_kernel):
     x = torch.tensor([-60.0, -40.0, -20.0, -17.0]) / 7
     truth = _kernels.derivative(x.double(), 7.0, beta, n)
-    got = triton_kernel.derivative(x.to(DEVICE), 7.0, beta, n, _kernels.polynomials).cpu().double()
+    got = triton_kernel.derivative(x.to(DEVICE), 7.0, beta, n).cpu().double()
     # rounding alpha x and the argument of exp2 moves e^-u by u eps each, u <= 60; 4 roundings besides
     assert ((got - truth) / truth).abs().max() < (2 * 60 + 4) * torch.finfo(torch.float32).eps
 
@@ -84,7 +85,7 @@ def test_small_tails_keep_their_relative_precision(beta, n, triton_kernel):
 def test_half_precision_is_rounded_once(dtype, beta, triton_kernel):
     x = torch.linspace(-8, 8, 1001).to(dtype)
     for n in range(3):
-        got = triton_kernel.derivative(x.to(DEVICE), 14.0, beta, n, _kernels.polynomials).cpu()
+        got = triton_kernel.derivative(x.to(DEVICE), 14.0, beta, n).cpu()
         assert got.dtype == dtype
         truth = _kernels.derivative(x.double(), 14.0, beta, n)
         # Half a unit in the last place, 1 % for single precision before it, the spacing of numbers near 0; beyond
@@ -115,14 +116,14 @@ def test_gradients_of_a_training_pass(beta, triton_kernel):
 @runs
 def test_gaps_kinds_and_nothing(triton_kernel):
     x = torch.randn(6, 8, device=DEVICE)
-    got = triton_kernel.derivative(x[:, ::2], 2.0, 1, 0, _kernels.polynomials)
+    got = triton_kernel.derivative(x[:, ::2], 2.0, 1, 0)
     torch.testing.assert_close(got, x[:, ::2] * torch.sigmoid(2 * x[:, ::2]))
-    assert triton_kernel.derivative(x.double(), 2.0, 1, 0, _kernels.polynomials) is None
-    assert triton_kernel.derivative(x[:0], 2.0, 1, 0, _kernels.polynomials).shape == (0, 8)
+    assert triton_kernel.derivative(x.double(), 2.0, 1, 0) is None
+    assert triton_kernel.derivative(x[:0], 2.0, 1, 0).shape == (0, 8)
     nan = torch.full((3,), float("nan"), device=DEVICE)
     for beta in range(3):
         for n in range(3):
-            assert triton_kernel.derivative(nan, 1.0, beta, n, _kernels.polynomials).isnan().all()
+            assert triton_kernel.derivative(nan, 1.0, beta, n).isnan().all()
     assert triton_kernel.softplus_backward(nan, 1.0, nan).isnan().all()
 
 
@@ -137,7 +138,7 @@ def test_compiles_for_gpus_with_alpha_as_an_argument(beta, dtype, tmp_path, monk
     from rctaf import _triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    constants = {"ROWS": _kernels.polynomials(beta, 1), "BETA": beta, "N": 1, "BLOCK": 1024}
+    constants = {"ROWS": polynomials(beta, 1), "BETA": beta, "N": 1, "BLOCK": 1024}
     pointers = dict.fromkeys(("x_at", "grad_at", "out_at"), f"*{dtype}")
     types = {**pointers, "size": "i32", "alpha": "fp32", "scale": "fp32", **dict.fromkeys(constants, "constexpr")}
     for capability in (75, 90):  # the paper's 2080 Ti, and an H100
@@ -172,7 +173,7 @@ def test_a_new_alpha_compiles_nothing(tmp_path, monkeypatch):
     compiled = []
     for alpha in (1.0, 7.0, 0.01):
         for beta, n in ((0, 0), (2, 1)):
-            rows, scale = _kernels.polynomials(beta, n), alpha ** (n - 1)
+            rows, scale = polynomials(beta, n), alpha ** (n - 1)
             made = kernel.warmup(pointer, None, pointer, 1 << 20, alpha, scale, rows, beta, n, 1024, grid=(1024,))
             assert made.asm["ptx"].count("ld.global.v4") == 2  # 16 bytes at a time, 8 elements per thread
         compiled.append(len(kernel.device_caches[driver.active.get_current_device()][0]))

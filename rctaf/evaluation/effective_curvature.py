@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rctaf.activations import RCTAF, curvature
+from rctaf.activations import RCTAF
+from rctaf.family import curvature
 from rctaf.models.norm import eval_mode
 
 _BASELINES = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus)
