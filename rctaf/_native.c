@@ -1,14 +1,27 @@
 /* sigma^(n)(x), or grad * sigma^(n)(x), in single precision and one pass over memory. Tensors hold floats or, where
  * half is set, bfloat16: the upper halves of floats, rounded once at the end.
  *
- * The formula is that of _kernels.py; its polynomials arrive as an argument, so that one routine serves
+ * The formula is that of family.py; its polynomials arrive as an argument, so that one routine serves
  * every order and every derivative. Work goes block by block: a block's u, q, c stay in the nearest cache.
  */
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC target("prefer-vector-width=512") /* by itself GCC takes half of the register */
+#endif
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #define BLOCK 256
+
+/* ask for the memory of the block after the next: stores above all wait for it otherwise */
+static inline void ahead(const void *x, const void *grad, const void *out, int64_t start, int bytes) {
+    int64_t from = (start + 2 * BLOCK) * bytes, to = from + BLOCK * bytes;
+    for (int64_t i = from; i < to; i += 64) {
+        __builtin_prefetch((const char *)x + i, 0, 2);
+        __builtin_prefetch((const char *)out + i, 1, 2);
+        if (grad) __builtin_prefetch((const char *)grad + i, 0, 2);
+    }
+}
 
 /* exp(-a) for 0 <= a <= 87, within 1e-7 relative: 2^k times a polynomial on [-ln2/2, ln2/2] */
 static inline float exp_minus(float a) {
@@ -22,33 +35,30 @@ static inline float exp_minus(float a) {
     return p * power;
 }
 
-/* 1 - exp(-a), a >= 0, without the cancellation of the difference at small a */
-static inline float one_minus_exp(float a) {
-    float large = 1.f - exp_minus(a > 87.f ? 87.f : a);
-    float small = a * (1.f - a * (1.f / 2 - a * (1.f / 6 - a * (1.f / 24 - a * (1.f / 120 - a * (1.f / 720 - a / 5040))))));
-    return a > 0.5f ? large : small;
+/* 1 - t for t = exp(-a), a >= 0, without the cancellation of the difference at small a */
+static inline float one_minus(float t, float a) {
+    float small = a * (1.f - a * (1.f / 2 - a * (1.f / 6 - a * (1.f / 24 - a * (1.f / 120 - a * (1.f / 720 - a * (1.f / 5040)))))));
+    return a > 0.5f ? 1.f - t : small;
 }
 
-static void load(float *to, const void *from, int64_t start, int n, int half) {
-    if (!half)
-        memcpy(to, (const float *)from + start, n * sizeof(float));
-    else
-        for (int i = 0; i < n; i++) {
-            uint32_t bits = (uint32_t)((const uint16_t *)from)[start + i] << 16;
-            memcpy(to + i, &bits, 4);
-        }
+/* n elements as floats: where they are, or, from bfloat16, in the buffer */
+static inline const float *load(float *buffer, const void *from, int64_t start, int n, int half) {
+    if (!half) return (const float *)from + start;
+    for (int i = 0; i < n; i++) {
+        uint32_t bits = (uint32_t)((const uint16_t *)from)[start + i] << 16;
+        memcpy(buffer + i, &bits, 4);
+    }
+    return buffer;
 }
 
-static void store(void *to, const float *from, int64_t start, int n, int half) {
-    if (!half)
-        memcpy((float *)to + start, from, n * sizeof(float));
-    else
-        for (int i = 0; i < n; i++) { /* to the nearest, ties to even; NaN stays NaN */
-            uint32_t bits;
-            memcpy(&bits, from + i, 4);
-            uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-            ((uint16_t *)to)[start + i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-        }
+/* n floats to bfloat16, to the nearest, ties to even; NaN stays NaN */
+static inline void round_to_half(uint16_t *to, const float *from, int n) {
+    for (int i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, 4);
+        uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        to[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+    }
 }
 
 /* rows[k * width + j]: coefficient of q^j u^(k - first) (times c where odd[k]), k = first .. order.
@@ -56,51 +66,65 @@ static void store(void *to, const float *from, int64_t start, int n, int half) {
 void rctaf_derivative(const void *x, const void *grad, void *out, int half, int64_t size, float alpha, int order,
                       int first, int head, int width, const float *rows, const int *odd, int threads) {
     int64_t blocks = (size + BLOCK - 1) / BLOCK;
+    int any_odd = 0;
+    for (int k = first; k <= order; k++) any_odd |= odd[k];
+    /* near 0, where c is small, everything else is too; elsewhere c stands beside larger terms */
+    int small_c = first <= order && odd[first];
 #pragma omp parallel for num_threads(threads) if (threads > 1 && size > 32768) schedule(static)
     for (int64_t b = 0; b < blocks; b++) {
         int64_t start = b * BLOCK;
         int n = (int)(size - start < BLOCK ? size - start : BLOCK);
-        float xb[BLOCK], u[BLOCK], q[BLOCK], c[BLOCK], lead[BLOCK], total[BLOCK], term[BLOCK];
-        load(xb, x, start, n, half);
+        float x_buffer[BLOCK], grad_buffer[BLOCK], out_buffer[BLOCK];
+        float u[BLOCK], t[BLOCK], r[BLOCK], q[BLOCK], c[BLOCK], term[BLOCK];
+        ahead(x, grad, out, start, half ? 2 : 4);
+        const float *xb = load(x_buffer, x, start, n, half);
+        float *total = half ? out_buffer : (float *)out + start;
         for (int i = 0; i < n; i++) {
-            float v = alpha * xb[i], a = fabsf(v);
-            float t = exp_minus(a > 87.f ? 87.f : a); /* NaN takes neither branch and stays NaN */
-            t = a > 87.f ? 0.f : t;
-            float r = 1.f / (1.f + t), tanh_half = one_minus_exp(a) * r;
+            float v = alpha * xb[i], a = fabsf(v), e = exp_minus(a > 87.f ? 87.f : a); /* NaN stays NaN */
             u[i] = v < -87.f ? -87.f : (v > 87.f ? 87.f : v); /* q is 0 there; keeps 0 * u^k at 0 */
-            q[i] = t * r * r;
-            c[i] = v >= 0.f ? -tanh_half : tanh_half;
-            lead[i] = v >= 0.f ? r : t * r;
-            total[i] = 0.f;
+            t[i] = a > 87.f ? 0.f : e;
+            if (head == 3) continue; /* softplus needs no more */
+            r[i] = 1.f / (1.f + t[i]);
+            q[i] = t[i] * r[i] * r[i];
         }
-        if (head == 0)
-            memset(lead, 0, sizeof lead);
-        else if (head == 2)
-            for (int i = 0; i < n; i++) lead[i] *= xb[i];
-        else if (head == 3)
-            for (int i = 0; i < n; i++) { /* log1p(t) = 2 atanh(t / (2 + t)), whose argument is at most 1/3 */
-                float t = exp_minus(fabsf(u[i])), z = t / (2.f + t), w = z * z;
-                float p = 1.f + w * (1.f / 3 + w * (1.f / 5 + w * (1.f / 7 + w * (1.f / 9 + w * (1.f / 11 + w * (1.f / 13 + w / 15))))));
-                lead[i] = (u[i] > 0.f ? xb[i] : 0.f) + 2.f * z * p / alpha;
+        if (any_odd)
+            for (int i = 0; i < n; i++) {
+                float tanh_half = (small_c ? one_minus(t[i], fabsf(u[i])) : 1.f - t[i]) * r[i];
+                c[i] = u[i] >= 0.f ? -tanh_half : tanh_half;
             }
+        if (order < first) memset(total, 0, n * sizeof(float));
         for (int k = order; k >= first; k--) {
             const float *row = rows + k * width;
-            for (int i = 0; i < n; i++) term[i] = row[width - 1];
-            for (int j = width - 2; j >= 0; j--)
-                for (int i = 0; i < n; i++) term[i] = fmaf(term[i], q[i], row[j]);
-            if (odd[k])
-                for (int i = 0; i < n; i++) total[i] = fmaf(total[i], u[i], term[i] * c[i]);
-            else
-                for (int i = 0; i < n; i++) total[i] = fmaf(total[i], u[i], term[i]);
+            if (width > 1) {
+                for (int i = 0; i < n; i++) term[i] = fmaf(row[width - 1], q[i], row[width - 2]);
+                for (int j = width - 3; j >= 0; j--)
+                    for (int i = 0; i < n; i++) term[i] = fmaf(term[i], q[i], row[j]);
+            }
+            for (int i = 0; i < n; i++) {
+                float value = (width > 1 ? term[i] : row[0]) * (odd[k] ? c[i] : 1.f);
+                total[i] = k == order ? value : fmaf(total[i], u[i], value);
+            }
         }
-        for (int k = 0; k < first; k++)
-            for (int i = 0; i < n; i++) total[i] *= u[i];
-        for (int i = 0; i < n; i++) total[i] = fmaf(q[i], total[i], lead[i]);
+        if (head == 0)
+            for (int i = 0; i < n; i++) total[i] *= q[i];
+        else if (head == 1) /* first is 1 */
+            for (int i = 0; i < n; i++) total[i] = fmaf(q[i] * u[i], total[i], u[i] >= 0.f ? r[i] : t[i] * r[i]);
+        else if (head == 2) /* first is 2 */
+            for (int i = 0; i < n; i++)
+                total[i] = fmaf(q[i] * u[i] * u[i], total[i], xb[i] * (u[i] >= 0.f ? r[i] : t[i] * r[i]));
+        else { /* log1p(t) = 2 atanh(t / (2 + t)), whose argument is at most 1/3 */
+            float scale = 2.f / alpha;
+            for (int i = 0; i < n; i++) {
+                float z = t[i] / (2.f + t[i]), w = z * z;
+                float p = 1.f + w * (1.f / 3 + w * (1.f / 5 + w * (1.f / 7 + w * (1.f / 9 + w * (1.f / 11 + w * (1.f / 13 + w * (1.f / 15)))))));
+                total[i] = (u[i] > 0.f ? xb[i] : 0.f) + scale * z * p;
+            }
+        }
         if (grad) {
-            load(term, grad, start, n, half);
-            for (int i = 0; i < n; i++) total[i] *= term[i];
+            const float *gb = load(grad_buffer, grad, start, n, half);
+            for (int i = 0; i < n; i++) total[i] *= gb[i];
         }
-        store(out, total, start, n, half);
+        if (half) round_to_half((uint16_t *)out + start, total, n);
     }
 }
 
@@ -112,10 +136,14 @@ void rctaf_softplus_backward(const void *y, const void *grad, void *out, int hal
     for (int64_t b = 0; b < blocks; b++) {
         int64_t start = b * BLOCK;
         int n = (int)(size - start < BLOCK ? size - start : BLOCK);
-        float yb[BLOCK], total[BLOCK];
-        load(yb, y, start, n, half);
-        load(total, grad, start, n, half);
-        for (int i = 0; i < n; i++) total[i] *= one_minus_exp(alpha * yb[i]);
-        store(out, total, start, n, half);
+        float y_buffer[BLOCK], grad_buffer[BLOCK], out_buffer[BLOCK];
+        ahead(y, grad, out, start, half ? 2 : 4);
+        const float *yb = load(y_buffer, y, start, n, half), *gb = load(grad_buffer, grad, start, n, half);
+        float *total = half ? out_buffer : (float *)out + start;
+        for (int i = 0; i < n; i++) {
+            float a = alpha * yb[i];
+            total[i] = gb[i] * one_minus(exp_minus(a > 87.f ? 87.f : a), a);
+        }
+        if (half) round_to_half((uint16_t *)out + start, total, n);
     }
 }
