@@ -77,6 +77,8 @@ def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
     if kernel is not None and (fast := kernel.derivative(x, alpha, beta, n)) is not None:
         return fast
     z = widen(x)
+    if beta == 2 - n and n < 2 and _fast(z):
+        return _times_swish_slope(z if n == 0 else torch.ones_like(z), z, alpha).to(x.dtype)
     if n == 0:
         if beta > 0:
             return (z * derivative(z, alpha, beta - 1, 1)).to(x.dtype)
@@ -85,10 +87,7 @@ def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
     u = alpha * z
     first = 1 if n == 1 else 0  # the slope is s + u q (...)
     if beta - first > 1:
-        # Beyond the limit q is zero in this format; clipping there keeps powers of u finite, so that 0 stays 0.
-        info = torch.finfo(z.dtype)
-        limit = 1 - math.log(info.smallest_normal) - math.log(info.eps)  # their product may be flushed to 0
-        u = u.clamp(-limit, limit)
+        u = u.clamp(-_limit(z), _limit(z))
     s = torch.sigmoid(u)
     if n == 1 and beta == 0:
         return s.to(x.dtype)
@@ -109,10 +108,36 @@ def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
     return (q * total).to(x.dtype)
 
 
+def _limit(z: Tensor) -> float:
+    """Beyond it q is zero in this format; clipping u there keeps its powers finite, so that 0 stays 0."""
+    info = torch.finfo(z.dtype)
+    return 1 - math.log(info.smallest_normal) - math.log(info.eps)  # their product may be flushed to 0
+
+
+def _fast(z: Tensor) -> bool:
+    """Whether few operations count more than the last digits: not in double precision, and a compiler fuses them."""
+    return z.dtype == torch.float32 and not torch.compiler.is_compiling()
+
+
+def _times_swish_slope(factor: Tensor, z: Tensor, alpha: float) -> Tensor:
+    """``factor`` times the slope of order 1, for which PyTorch has one operation; with factor z that is order 2."""
+    return torch.ops.aten.silu_backward(factor, (alpha * z).clamp_(-_limit(z), _limit(z)))
+
+
 def backward(saved: Tensor, alpha: float, beta: int, n: int, from_output: bool, grad: Tensor) -> Tensor | None:
-    """``grad`` times the (n+1)-th derivative in one pass, where nobody will differentiate it again; else None."""
-    if torch.is_grad_enabled() or (kernel := _kernel_for(saved)) is None:
+    """``grad`` times the (n+1)-th derivative in few passes, where nobody will differentiate it again; else None."""
+    if torch.is_grad_enabled():
         return None
-    if from_output:
-        return kernel.softplus_backward(saved, alpha, grad)
-    return kernel.derivative(saved, alpha, beta, n + 1, grad)
+    kernel, fused = _kernel_for(saved), None
+    if kernel is not None:
+        if from_output:
+            fused = kernel.softplus_backward(saved, alpha, grad)
+        else:
+            fused = kernel.derivative(saved, alpha, beta, n + 1, grad)
+    z = widen(saved)
+    if fused is None and n == 0 and beta < 2 and _fast(z):
+        if from_output:
+            fused = (z * -alpha).expm1_().mul_(grad).neg_().to(grad.dtype)
+        else:
+            fused = _times_swish_slope(widen(grad), z, alpha).to(grad.dtype)
+    return fused
