@@ -75,7 +75,7 @@ void rctaf_derivative(const void *x, const void *grad, void *out, int half, int6
         int64_t start = b * BLOCK;
         int n = (int)(size - start < BLOCK ? size - start : BLOCK);
         float x_buffer[BLOCK], grad_buffer[BLOCK], out_buffer[BLOCK];
-        float u[BLOCK], t[BLOCK], r[BLOCK], q[BLOCK], c[BLOCK], term[BLOCK];
+        float u[BLOCK], t[BLOCK], s[BLOCK], q[BLOCK], c[BLOCK], term[BLOCK];
         ahead(x, grad, out, start, half ? 2 : 4);
         const float *xb = load(x_buffer, x, start, n, half);
         float *total = half ? out_buffer : (float *)out + start;
@@ -84,15 +84,16 @@ void rctaf_derivative(const void *x, const void *grad, void *out, int half, int6
             u[i] = v < -87.f ? -87.f : (v > 87.f ? 87.f : v); /* q is 0 there; keeps 0 * u^k at 0 */
             t[i] = a > 87.f ? 0.f : e;
             if (head == 3) continue; /* softplus needs no more */
-            r[i] = 1.f / (1.f + t[i]);
-            q[i] = t[i] * r[i] * r[i];
+            float r = 1.f / (1.f + t[i]), p = t[i] * r;
+            s[i] = v >= 0.f ? r : p;
+            q[i] = p * r;
         }
         if (any_odd)
             for (int i = 0; i < n; i++) {
-                float tanh_half = (small_c ? one_minus(t[i], fabsf(u[i])) : 1.f - t[i]) * r[i];
+                float r = u[i] >= 0.f ? s[i] : 1.f - s[i];
+                float tanh_half = (small_c ? one_minus(t[i], fabsf(u[i])) : 1.f - t[i]) * r;
                 c[i] = u[i] >= 0.f ? -tanh_half : tanh_half;
             }
-        if (order < first) memset(total, 0, n * sizeof(float));
         for (int k = order; k >= first; k--) {
             const float *row = rows + k * width;
             if (width > 1) {
@@ -108,10 +109,10 @@ void rctaf_derivative(const void *x, const void *grad, void *out, int half, int6
         if (head == 0)
             for (int i = 0; i < n; i++) total[i] *= q[i];
         else if (head == 1) /* first is 1 */
-            for (int i = 0; i < n; i++) total[i] = fmaf(q[i] * u[i], total[i], u[i] >= 0.f ? r[i] : t[i] * r[i]);
+            for (int i = 0; i < n; i++) total[i] = order < 1 ? s[i] : fmaf(q[i] * u[i], total[i], s[i]);
         else if (head == 2) /* first is 2 */
             for (int i = 0; i < n; i++)
-                total[i] = fmaf(q[i] * u[i] * u[i], total[i], xb[i] * (u[i] >= 0.f ? r[i] : t[i] * r[i]));
+                total[i] = order < 2 ? xb[i] * s[i] : fmaf(q[i] * u[i] * u[i], total[i], xb[i] * s[i]);
         else { /* log1p(t) = 2 atanh(t / (2 + t)), whose argument is at most 1/3 */
             float scale = 2.f / alpha;
             for (int i = 0; i < n; i++) {
