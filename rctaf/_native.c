@@ -78,6 +78,7 @@ void rctaf_derivative(const void *x, const void *grad, void *out, int half, int6
         float u[BLOCK], t[BLOCK], s[BLOCK], q[BLOCK], c[BLOCK], term[BLOCK];
         ahead(x, grad, out, start, half ? 2 : 4);
         const float *xb = load(x_buffer, x, start, n, half);
+        const float *gb = grad ? load(grad_buffer, grad, start, n, half) : 0;
         float *total = half ? out_buffer : (float *)out + start;
         for (int i = 0; i < n; i++) {
             float v = alpha * xb[i], a = fabsf(v), e = exp_minus(a > 87.f ? 87.f : a); /* NaN stays NaN */
@@ -107,23 +108,20 @@ void rctaf_derivative(const void *x, const void *grad, void *out, int half, int6
             }
         }
         if (head == 0)
-            for (int i = 0; i < n; i++) total[i] *= q[i];
+            for (int i = 0; i < n; i++) total[i] = (gb ? gb[i] : 1.f) * (q[i] * total[i]);
         else if (head == 1) /* first is 1 */
-            for (int i = 0; i < n; i++) total[i] = order < 1 ? s[i] : fmaf(q[i] * u[i], total[i], s[i]);
+            for (int i = 0; i < n; i++) total[i] = (gb ? gb[i] : 1.f) * (order < 1 ? s[i] : fmaf(q[i] * u[i], total[i], s[i]));
         else if (head == 2) /* first is 2 */
             for (int i = 0; i < n; i++)
-                total[i] = order < 2 ? xb[i] * s[i] : fmaf(q[i] * u[i] * u[i], total[i], xb[i] * s[i]);
+                total[i] = (gb ? gb[i] : 1.f) *
+                           (order < 2 ? xb[i] * s[i] : fmaf(q[i] * u[i] * u[i], total[i], xb[i] * s[i]));
         else { /* log1p(t) = 2 atanh(t / (2 + t)), whose argument is at most 1/3 */
             float scale = 2.f / alpha;
             for (int i = 0; i < n; i++) {
                 float z = t[i] / (2.f + t[i]), w = z * z;
                 float p = 1.f + w * (1.f / 3 + w * (1.f / 5 + w * (1.f / 7 + w * (1.f / 9 + w * (1.f / 11 + w * (1.f / 13 + w * (1.f / 15)))))));
-                total[i] = (u[i] > 0.f ? xb[i] : 0.f) + scale * z * p;
+                total[i] = (gb ? gb[i] : 1.f) * ((u[i] > 0.f ? xb[i] : 0.f) + scale * z * p);
             }
-        }
-        if (grad) {
-            const float *gb = load(grad_buffer, grad, start, n, half);
-            for (int i = 0; i < n; i++) total[i] *= gb[i];
         }
         if (half) round_to_half((uint16_t *)out + start, total, n);
     }
