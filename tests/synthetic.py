@@ -10,7 +10,9 @@ from rctaf.records import Record, write
 
 def estimate(rms: float) -> dict:
     """The entry of one Hessian estimate, as far as figures read it."""
-    return {"rms": rms, "rms_interval": [0.95 * rms, 1.05 * rms], "probes": 64}
+    square = 100 * (9 * rms) ** 2  # weights of size 3: the scale-free norm is 9 times the other
+    interval = [0.95 * rms, 1.05 * rms]
+    return {"rms": rms, "rms_interval": interval, "probes": 64, "parameters": 100, "scale_free_square": square}
 
 
 def accuracy(config, peak: float, noise: float) -> float:

@@ -138,10 +138,12 @@ def test_figure_7(store, tmp_path):
         "paper_grids": [str(store / "empty.yaml")],
     }
     execute_notebook(FIGURES / "figure_7.ipynb", out, parameters)
-    clean, adversarial, standard = outputs(out, "application/vnd.plotly.v1+json")
+    clean, adversarial, *scale_free, standard = outputs(out, "application/vnd.plotly.v1+json")
     reads = {
         "hessian_clean": (clean, "known", lambda m: m["hessian_clean"]["rms"], 1),
         "hessian_adversarial": (adversarial, "known", lambda m: m["hessian_adversarial"]["rms"], 1),
+        "scale-free, clean": (scale_free[0], "known", lambda m: 9 * m["hessian_clean"]["rms"], 1),
+        "scale-free, adversarial": (scale_free[1], "known", lambda m: 9 * m["hessian_adversarial"]["rms"], 1),
         "clean_accuracy": (standard, "standard", lambda m: m["clean_accuracy"], 100),
     }
     for figure, grid, read, scale in reads.values():

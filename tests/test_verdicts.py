@@ -64,6 +64,21 @@ def test_hessian_against_robustness(frame):
     assert verdicts.hessian_goes_with_robustness(opposed, VALUE, "clean").outcome == "not supported"
 
 
+def test_the_scale_free_norm_is_judged_by_the_same_rules(frame):
+    rows = verdicts.with_scale_free_norms(frame(peak=6.5, hessian_least=1.0))
+    for loss in ("clean", "adversarial"):
+        np.testing.assert_allclose(rows[f"hessian_{loss}.scale_free"], 9 * rows[f"hessian_{loss}.rms"], rtol=1e-12)
+    found = verdicts.figure_7_scale_free(rows, VALUE)
+    plain = [v for v in verdicts.figure_7(rows, VALUE) if "ReLU" not in v.claim]
+    assert [v.outcome for v in found] == [v.outcome for v in plain]
+    assert all("scale-free" in v.claim for v in found)
+    negative = rows.assign(**{"hessian_clean.scale_free_square": -1.0})  # an unbiased estimate may be
+    assert verdicts.with_scale_free_norms(negative)["hessian_clean.scale_free"].isna().all()
+    assert verdicts.figure_7_scale_free(negative, VALUE)[0].outcome == "not testable"
+    unmeasured = rows.drop(columns=["hessian_clean.scale_free_square", "hessian_clean.parameters"])
+    assert verdicts.with_scale_free_norms(unmeasured)["hessian_clean.scale_free"].isna().all()
+
+
 def test_relu(frame):
     rows = frame(peak=6.5, hessian_least=6.5)  # ReLU's norm is 2/3 of the least of the family
     assert verdicts.relu_is_sharper(rows, "clean").outcome == "not supported"
