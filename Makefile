@@ -33,6 +33,7 @@ runs: $(INSTALLED) ## run a grid: make runs GRID=grids/digits/figure_3.yaml JOBS
 bench: $(INSTALLED) ## time and memory here, on the GPU too if there is one, as ratios beside the committed ones
 	@$(PY) benchmarks/bench_activations.py
 	@$(PY) benchmarks/bench_training.py
+	@$(PY) benchmarks/bench_packing.py
 	@$(PY) benchmarks/bench_autoattack.py
 
 lab: $(INSTALLED) ## the notebooks in JupyterLab

@@ -197,7 +197,8 @@ def test_training_benchmark_compares_each_step_with_its_absence(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     made = json.loads((tmp_path / "benchmarks" / "training_cpu_1t.json").read_text())
-    assert len(made["rows"]) == 8
+    assert len(made["rows"]) == 10 - done.stdout.count("left out")  # where Fashion-MNIST cannot be had
+    assert len(made["rows"]) >= 9
     for row in made["rows"]:
         low, high = row["without_over_with"]["quartiles"]
         assert 0 < low <= row["without_over_with"]["median"] <= high

@@ -1,0 +1,85 @@
+"""How many training runs at once, with how many threads each, do the most work on this machine's cores.
+
+    python benchmarks/bench_packing.py       # 1, 2 and 4 processes with 1 thread each, 1 and 2 with 2 threads
+
+Every process trains the ResNet-8 of the digits grids with TRADES (bench_training.py's epoch of two batches of 128), all
+of a packing at the same time and for the same number of epochs. The record in ``results/benchmarks`` holds, for each
+packing, images a second of all processes together, as a ratio to one process with one thread in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import time
+
+from bench_activations import save, spread
+
+PACKINGS = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2))  # processes, threads of each
+BATCH = 128
+
+
+def worker(epochs: int) -> None:
+    """One process of a packing: get warm, say so, wait for the start, train, tell the seconds."""
+    import torch
+    from bench_training import PRESENT
+
+    torch.set_flush_denormal(True)
+    epoch = PRESENT.build(BATCH)
+    epoch()
+    print("warm", flush=True)
+    sys.stdin.readline()
+    begin = time.perf_counter()
+    for _ in range(epochs):
+        epoch()
+    print(time.perf_counter() - begin, flush=True)
+
+
+def images_per_second(processes: int, threads: int, epochs: int) -> float:
+    """Of all processes together, from the common start until the last has finished."""
+    command = [sys.executable, __file__, "--worker", "--epochs", str(epochs)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    pipe = subprocess.PIPE
+    workers = [subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) for _ in range(processes)]
+    for process in workers:
+        if process.stdout.readline() != "warm\n":
+            raise SystemExit("a worker failed; its error is above")
+    for process in workers:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    slowest = max(float(process.communicate()[0]) for process in workers)
+    return processes * epochs * 2 * BATCH / slowest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return worker(args.epochs)
+
+    start, shuffle = (time.time(), os.getloadavg()[0]), random.Random(0)
+    rates: dict[tuple[int, int], list[float]] = {packing: [] for packing in PACKINGS}
+    for _ in range(args.rounds):
+        for packing in shuffle.sample(PACKINGS, len(PACKINGS)):
+            rates[packing].append(images_per_second(*packing, args.epochs))
+    rows = []
+    for (processes, threads), values in rates.items():
+        ratio = spread([value / one for value, one in zip(values, rates[1, 1], strict=True)])
+        rows.append(
+            {"processes": processes, "threads": threads, "rate_over_one": ratio, "images_per_s": spread(values)}
+        )
+        low, high = ratio["quartiles"]
+        print(f"{processes} x {threads} thread(s): {ratio['median']:.2f} x one process ({low:.2f} to {high:.2f})")
+    content = {"benchmark": "packing", "rounds": args.rounds, "epochs": args.epochs, "batch": BATCH, "rows": rows}
+    print(save("packing_cpu.json", start, content))
+    return None
+
+
+if __name__ == "__main__":
+    main()
