@@ -172,7 +172,17 @@ def test_what_cannot_be_frozen_says_why():
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
+    class Noisy(OwnForward):
+        def forward(self, x):
+            return (self.conv(x) + torch.randn(1)).flatten(1)
+
+    class Reweighted(OwnForward):
+        def forward(self, x):
+            return nn.functional.conv2d(x, 2 * self.conv.weight).flatten(1)
+
     for model, message in [
+        (Noisy(), "makes a tensor that does not depend on its input"),
+        (Reweighted(), "makes a tensor that does not depend on its input"),
         (nn.Sequential(conv, nn.Dropout()), "holds a Dropout"),
         (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")), "holds a Conv2d"),
         (nn.Sequential(conv, Branching()), "cannot be traced"),

@@ -64,6 +64,9 @@ class Frozen(nn.Module):
         for module in (body.get_submodule(str(node.target)) for node in body.graph.nodes if node.op == "call_module"):
             if not _can_freeze(module):
                 raise Unsupported(f"{type(model).__name__} holds a {type(module).__name__}, which cannot be frozen")
+        if any(node.op == "get_attr" and str(node.target).startswith("_tensor_constant") for node in body.graph.nodes):
+            # computed while tracing, from weights or at random: it would stay as it was
+            raise Unsupported(f"{type(model).__name__} makes a tensor that does not depend on its input")
         self._device = example.device.type
         self._parts: list[_Convolution | _Affine] = []
         self.body = self._rewritten(body, example)
