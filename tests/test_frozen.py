@@ -114,10 +114,20 @@ class ComputesInVain(OwnForward):
         return x.flatten(1)
 
 
-@pytest.mark.parametrize("made", [AsksForTheMode, NamesItsInput, ComputesInVain])
+class UsesItsWeights(OwnForward):
+    def forward(self, x):
+        return nn.functional.conv2d(x, 2 * self.conv.weight).flatten(1)
+
+
+@pytest.mark.parametrize("made", [AsksForTheMode, NamesItsInput, ComputesInVain, UsesItsWeights])
 def test_what_a_forward_may_do_besides(made):
     model, x = made().double(), torch.rand(4, 2, 5, 5, dtype=torch.double)
-    assert_same(Frozen(model, x), model.eval(), x)
+    frozen = Frozen(model, x)
+    assert_same(frozen, model.eval(), x)
+    with torch.no_grad():
+        model.conv.weight.mul_(3)
+    frozen.refresh()
+    assert_same(frozen, model, x)
 
 
 def test_a_network_of_linear_layers_has_nothing_to_fold():
@@ -176,13 +186,8 @@ def test_what_cannot_be_frozen_says_why():
         def forward(self, x):
             return (self.conv(x) + torch.randn(1)).flatten(1)
 
-    class Reweighted(OwnForward):
-        def forward(self, x):
-            return nn.functional.conv2d(x, 2 * self.conv.weight).flatten(1)
-
     for model, message in [
         (Noisy(), "makes a tensor that does not depend on its input"),
-        (Reweighted(), "makes a tensor that does not depend on its input"),
         (nn.Sequential(conv, nn.Dropout()), "holds a Dropout"),
         (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")), "holds a Conv2d"),
         (nn.Sequential(conv, Branching()), "cannot be traced"),

@@ -65,7 +65,7 @@ class Frozen(nn.Module):
             if not _can_freeze(module):
                 raise Unsupported(f"{type(model).__name__} holds a {type(module).__name__}, which cannot be frozen")
         if any(node.op == "get_attr" and str(node.target).startswith("_tensor_constant") for node in body.graph.nodes):
-            # computed while tracing, from weights or at random: it would stay as it was
+            # made while tracing, perhaps at random: it would stay as it was
             raise Unsupported(f"{type(model).__name__} makes a tensor that does not depend on its input")
         self._device = example.device.type
         self._parts: list[_Convolution | _Affine] = []
