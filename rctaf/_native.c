@@ -4,7 +4,7 @@
  * The formula is that of family.py; its polynomials arrive as an argument, so that one routine serves
  * every order and every derivative. Work goes block by block: a block's u, q, c stay in the nearest cache.
  */
-#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__AVX512F__) && defined(__GNUC__) && __GNUC__ >= 9 && !defined(__clang__)
 #pragma GCC target("prefer-vector-width=512") /* by itself GCC takes half of the register */
 #endif
 #include <math.h>
