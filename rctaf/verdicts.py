@@ -125,6 +125,34 @@ def peak_in_band(frame: pd.DataFrame, value: str) -> Verdict:
     return Verdict(claim, f"Place of the peak: {words}.", outcome)
 
 
+def same_peak(frame: pd.DataFrame, value: str, series: str) -> Verdict:
+    """Fig. 4-6: the best curvature is the same for every network, or for every method (the column ``series``).
+
+    Supported: the interval of every peak (see :func:`_resolved`) lies inside the band. Not supported: two intervals
+    have no curvature in common, or one lies wholly outside the band. Else undecided. Not testable: fewer than two of
+    them have enough seeds.
+    """
+    claim = f"Robustness peaks at the same max|σ''|, between 4 and 10, for every {series}."
+    words, intervals, few = [], [], []
+    groups = frame.groupby(series)
+    for name, part in groups:
+        rows, stop = _judge(claim, part, value)
+        if stop:
+            few.append(f"{name}: {rows['seed'].nunique()} complete seed(s), at least {MIN_SEEDS} are needed")
+            continue
+        for beta, found in _optima(rows, value, "max").items():
+            low, high = _resolved(found, sorted(set(rows.loc[rows["beta"] == beta, "curvature"])))
+            words.append(f"{name}, order {beta}: {found.curvature.value:.2g} (between {low:.2g} and {high:.2g})")
+            intervals.append((low, high))
+    measured = f"Place of the peak: {'; '.join([*words, *few])}."
+    if len(groups) - len(few) < 2:
+        return Verdict(claim, measured, "not testable")
+    apart = max(low for low, _ in intervals) > min(high for _, high in intervals)
+    outside = any(high < BAND[0] or low > BAND[1] for low, high in intervals)
+    inside = all(BAND[0] <= low and high <= BAND[1] for low, high in intervals)
+    return Verdict(claim, measured, "not supported" if apart or outside else "supported" if inside else "undecided")
+
+
 def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
     """Fig. 3b: below 4 the orders nearly coincide.
 

@@ -175,7 +175,8 @@ def test_comparisons(store, tmp_path, figure, series):
             assert y == pytest.approx(100 * sum(d["metrics"]["screening_accuracy"] for d in docs) / 3, rel=1e-12)
     assert len(lines) == 2
     boxes = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
-    assert len(boxes) == 2
+    assert len(boxes) == 3
+    assert f"for every {series}" in boxes[0]
 
 
 def test_table_1(store, tmp_path):
@@ -220,9 +221,12 @@ def test_figure_3_refuses_a_misspelt_parameter(tmp_path):
 def test_summary_has_a_row_per_claim(store, tmp_path):
     out = tmp_path / "summary.ipynb"
     grids = [str(store / f"{name}.yaml") for name in ("known", "empty")]
-    execute_notebook(
-        FIGURES / "summary.ipynb", out, {"adversarial_grids": grids, "standard_grids": [str(store / "standard.yaml")]}
-    )
+    parameters = {
+        "adversarial_grids": grids,
+        "standard_grids": [str(store / "standard.yaml")],
+        "comparisons": {str(store / "network.yaml"): "network", str(store / "empty.yaml"): "method"},
+    }
+    execute_notebook(FIGURES / "summary.ipynb", out, parameters)
     tables = [box for box in outputs(out, "text/html") if "verdicts" in box]
-    assert [table.count("<tr>") - 1 for table in tables] == [4 + 6 + 2, 1]
+    assert [table.count("<tr>") - 1 for table in tables] == [4 + 6 + 2, 1, 1]
     assert "supported</td>" in tables[0].split("<tr>")[2]  # the peak was put at 6.5

@@ -1,6 +1,7 @@
 """Verdicts on records of known truth: each rule must come out on either side."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from synthetic import fill
 
@@ -29,6 +30,24 @@ def frame(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("peak", "outcome"), [(6.5, "supported"), (1.0, "not supported"), (30.0, "not supported")])
 def test_peak_is_found_where_it_was_put(frame, peak, outcome):
     assert verdicts.peak_in_band(frame(peak=peak, hessian_least=6.5), VALUE).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("peaks", "outcome"), [((6.3, 6.6), "supported"), ((6.5, 1.0), "not supported"), ((1.0, 1.1), "not supported")]
+)
+def test_the_same_peak_for_two_networks(frame, peaks, outcome):
+    both = pd.concat([frame(peak=p, hessian_least=6.5).assign(network=f"net {p}") for p in peaks])
+    assert verdicts.same_peak(both, VALUE, "network").outcome == outcome
+
+
+def test_the_same_peak_needs_two_networks_with_seeds(frame):
+    many, few = frame(peak=6.5, hessian_least=6.5), frame(peak=6.5, hessian_least=6.5, seeds=2)
+    found = verdicts.same_peak(pd.concat([many.assign(network="a"), few.assign(network="b")]), VALUE, "network")
+    assert found.outcome == "not testable"
+    assert "a, order 2: 6.4 (between 4 and 10)" in found.measured
+    assert "b: 2 complete seed(s), at least 3 are needed" in found.measured
+    wide = [frame(peak=6.5, hessian_least=6.5, noise=0.05).assign(network=name) for name in "ab"]
+    assert verdicts.same_peak(pd.concat(wide), VALUE, "network").outcome == "undecided"
 
 
 def test_noise_leaves_the_peak_undecided(frame):
