@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -93,16 +94,16 @@ class Evidence:
         """What stands behind a figure, in one sentence: how many runs, seeds, which data, whose records."""
         if not self.records:
             return f"**{self.grid.name}**: none of its {self.total} runs has a record yet."
-        frame = self.frame
-        seeds = frame.groupby(["activation", "alpha", "beta"], dropna=False)["seed"].nunique()
-        spread = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-        kept = int(frame["kept"].sum())
-        whose = {len(frame): "all committed evidence", 0: "all made on this machine"}.get(
-            kept, f"{kept} committed, {len(frame) - kept} made on this machine"
+        seeds = Counter(record.config.model_dump_json(exclude={"seed"}) for record in self.records).values()
+        fewest, most, runs = min(seeds), max(seeds), len(self.records)
+        spread = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        kept = sum(record.kept for record in self.records)
+        whose = {runs: "all committed evidence", 0: "all made on this machine"}.get(
+            kept, f"{kept} committed, {runs - kept} made on this machine"
         )
         return (
-            f"**{self.grid.name}**: {self.grid.scale}. {len(frame)} of {self.total} runs, "
-            f"{spread} seed{'s' if seeds.max() > 1 else ''} per point, {whose}."
+            f"**{self.grid.name}**: {self.grid.scale}. {runs} of {self.total} runs, "
+            f"{spread} seed{'s' if most > 1 else ''} per point, {whose}."
         )
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from synthetic import fill
 
+from rctaf import figures
 from rctaf.config import Grid
 from rctaf.notebooks import execute_notebook
 
@@ -177,6 +178,17 @@ def test_comparisons(store, tmp_path, figure, series):
     boxes = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
     assert len(boxes) == 3
     assert f"for every {series}" in boxes[0]
+
+
+def test_seeds_are_counted_for_each_point(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    doc = {"name": "uneven", "scale": "synthetic", "base": {"beta": 1, "curvature": 7}, "blocks": [
+        {"base": {"method": "pgd"}, "axes": {"seed": [0, 1, 2]}},
+        {"base": {"method": "mart"}, "axes": {"seed": [0]}},
+    ]}  # fmt: skip
+    (tmp_path / "uneven.yaml").write_text(yaml.safe_dump(doc))
+    fill(Grid(**doc), peak=6.5, hessian_least=1.0)
+    assert "4 of 4 runs, 1 to 3 seeds per point" in figures.Evidence.of(tmp_path / "uneven.yaml").describe()
 
 
 def test_table_1(store, tmp_path):
