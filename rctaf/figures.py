@@ -107,14 +107,27 @@ class Evidence:
         )
 
 
-def cells(frame: pd.DataFrame, value: str, by: Sequence[str] = ("activation", "beta", "curvature")) -> pd.DataFrame:
+def cells(
+    frame: pd.DataFrame,
+    value: str,
+    by: Sequence[str] = ("activation", "beta", "curvature"),
+    *,
+    log: bool = False,
+) -> pd.DataFrame:
     """Mean and 95 % t-interval over seeds of one column, per cell.
+
+    Args:
+        log: of the logarithm, and back: the geometric mean, for norms, which are compared as ratios.
 
     Returns:
         one row per cell: ``by``, ``mean``, ``low``, ``high`` (NaN with one seed), ``n``, ``runs`` (the ids).
     """
     rows = frame.dropna(subset=[value])
+    if log:
+        rows = rows.assign(**{value: np.log(rows[value].astype(float))})
     means = cell_means(rows, value, by).rename(columns={"value": "mean"})
+    if log:
+        means[["mean", "low", "high"]] = np.exp(means[["mean", "low", "high"]])
     runs = rows.groupby(list(by), dropna=False)["id"].agg(" ".join)  # the cells in the same order
     return means.assign(runs=runs.to_numpy())
 
@@ -151,11 +164,12 @@ def curves(
 def _add_means(fig: go.Figure, cells: pd.DataFrame, x: str, percent: bool, **style: object) -> None:
     """A line through the means of :func:`cells`, with their intervals where any has more than one seed."""
     scale = 100 if percent else 1
-    spread = (cells["high"] - cells["mean"]).fillna(0) * scale
+    above, below = ((cells[end] - cells["mean"]).abs().fillna(0) * scale for end in ("high", "low"))
+    bars = {"array": above, "arrayminus": below, "symmetric": False, "thickness": 1}
     fig.add_scatter(
         x=cells[x],
         y=cells["mean"] * scale,
-        error_y={"array": spread, "thickness": 1} if (cells["n"] > 1).any() else None,
+        error_y=bars if (cells["n"] > 1).any() else None,
         mode="lines+markers",
         hovertemplate="%{text}<extra></extra>",
         customdata=cells["runs"],  # a click opens these records: book/assets/plots.js

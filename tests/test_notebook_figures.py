@@ -141,18 +141,24 @@ def test_figure_7(store, tmp_path):
     execute_notebook(FIGURES / "figure_7.ipynb", out, parameters)
     clean, adversarial, *scale_free, standard = outputs(out, "application/vnd.plotly.v1+json")
     reads = {
-        "hessian_clean": (clean, "known", lambda m: m["hessian_clean"]["rms"], 1),
-        "hessian_adversarial": (adversarial, "known", lambda m: m["hessian_adversarial"]["rms"], 1),
-        "scale-free, clean": (scale_free[0], "known", lambda m: 9 * m["hessian_clean"]["rms"], 1),
-        "scale-free, adversarial": (scale_free[1], "known", lambda m: 9 * m["hessian_adversarial"]["rms"], 1),
-        "clean_accuracy": (standard, "standard", lambda m: m["clean_accuracy"], 100),
+        "hessian_clean": (clean, "known", lambda m: np.log(m["hessian_clean"]["rms"])),
+        "hessian_adversarial": (adversarial, "known", lambda m: np.log(m["hessian_adversarial"]["rms"])),
+        "scale-free, clean": (scale_free[0], "known", lambda m: np.log(9 * m["hessian_clean"]["rms"])),
+        "scale-free, adversarial": (scale_free[1], "known", lambda m: np.log(9 * m["hessian_adversarial"]["rms"])),
+        "clean_accuracy": (standard, "standard", lambda m: m["clean_accuracy"]),
     }
-    for figure, grid, read, scale in reads.values():
+    for name, (figure, grid, read) in reads.items():
         for beta in range(3):
             got = numbers(traces(figure)[beta]["y"])
-            np.testing.assert_allclose(got, scale * expected(store, grid, beta, read), rtol=1e-12)
+            got = got / 100 if name == "clean_accuracy" else np.log(got)  # norms: geometric means
+            np.testing.assert_allclose(got, expected(store, grid, beta, read), rtol=1e-12)
+    bars = traces(clean)[1]["error_y"]  # symmetric in the logarithm
+    middle = numbers(traces(clean)[1]["y"])
+    high, low = middle + numbers(bars["array"]), middle - numbers(bars["arrayminus"])
+    np.testing.assert_allclose(high / middle, middle / low, rtol=1e-9)
+    assert (high > middle).all()
     verdicts = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
-    assert len(verdicts) == 7
+    assert len(verdicts) == 6 + 4 + 1
     assert "Verdict: not supported" in verdicts[0]  # the least norm was put at 1
 
 
