@@ -61,7 +61,8 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return worker(args.epochs)
+        worker(args.epochs)
+        return
 
     start, shuffle = (time.time(), os.getloadavg()[0]), random.Random(0)
     rates: dict[tuple[int, int], list[float]] = {packing: [] for packing in PACKINGS}
@@ -78,7 +79,6 @@ def main() -> None:
         print(f"{processes} x {threads} thread(s): {ratio['median']:.2f} x one process ({low:.2f} to {high:.2f})")
     content = {"benchmark": "packing", "rounds": args.rounds, "epochs": args.epochs, "batch": BATCH, "rows": rows}
     print(save("packing_cpu.json", start, content))
-    return None
 
 
 if __name__ == "__main__":

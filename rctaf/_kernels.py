@@ -128,16 +128,15 @@ def backward(saved: Tensor, alpha: float, beta: int, n: int, from_output: bool, 
     """``grad`` times the (n+1)-th derivative in few passes, where nobody will differentiate it again; else None."""
     if torch.is_grad_enabled():
         return None
-    kernel, fused = _kernel_for(saved), None
-    if kernel is not None:
+    if (kernel := _kernel_for(saved)) is not None:
         if from_output:
             fused = kernel.softplus_backward(saved, alpha, grad)
         else:
             fused = kernel.derivative(saved, alpha, beta, n + 1, grad)
-    z = widen(saved)
-    if fused is None and n == 0 and beta < 2 and _fast(z):
-        if from_output:
-            fused = (z * -alpha).expm1_().mul_(grad).neg_().to(grad.dtype)
-        else:
-            fused = _times_swish_slope(widen(grad), z, alpha).to(grad.dtype)
-    return fused
+        if fused is not None:
+            return fused
+    if n > 0 or beta > 1 or not _fast(z := widen(saved)):
+        return None
+    if from_output:
+        return (z * -alpha).expm1_().mul_(grad).neg_().to(grad.dtype)
+    return _times_swish_slope(widen(grad), z, alpha).to(grad.dtype)

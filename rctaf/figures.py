@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from plotly.io._base_renderers import MimetypeRenderer
 from plotly.io.json import to_json_plotly
 
 from rctaf import paper
+from rctaf._startup import import_nbformat
 from rctaf.config import Grid, RunConfig
 from rctaf.records import ROOT, Record, find, table
 from rctaf.statistics import cell_means, mean_interval
@@ -50,8 +50,7 @@ class _BookRenderer(MimetypeRenderer):
 def use_book_renderer() -> None:
     """Draw Plotly figures so that JupyterLab and the static book both show them; set the house style."""
     axis = {"gridcolor": GRID_COLOUR, "zerolinecolor": GRID_COLOUR, "linecolor": GRID_COLOUR, "automargin": True}
-    # Plotly imports nbformat; jsonschema below it would build a grammar of URIs at import: 1.4 s in every notebook
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    import_nbformat()  # before Plotly does
     pio.templates["rctaf"] = go.layout.Template(
         layout={
             "paper_bgcolor": "rgba(0,0,0,0)",

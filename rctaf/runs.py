@@ -38,6 +38,7 @@ from unittest import mock
 import scipy  # its parts load when first used
 
 from rctaf import records
+from rctaf._startup import import_nbformat
 from rctaf.config import Grid, RunConfig
 from rctaf.records import ROOT, Record, kept_path, local_dir, results_dir
 
@@ -129,8 +130,7 @@ def execute(config: RunConfig) -> str:
         RunError: a cell failed (it is red in ``notebook.partial.ipynb``, and ``failed.json`` holds
             the message), the notebook left no record, or another job of the cluster has this run.
     """
-    # below nbformat, jsonschema would build a grammar of URIs at import: 2 s a run, for nothing used here
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    import_nbformat()
     from rctaf.notebooks import NotebookError, execute_notebook
 
     run_id, folder = config.run_id, local_dir(config.run_id)

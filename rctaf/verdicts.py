@@ -8,6 +8,7 @@ from seed noise.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,25 +80,36 @@ def _resolved(found: Optimum, tested: list[float]) -> tuple[float, float]:
     return min(found.curvature.low, low), max(found.curvature.high, high)
 
 
+def _places(rows: pd.DataFrame, value: str, kind: Literal["max", "min"]) -> dict[int, tuple[Optimum, float, float]]:
+    """By order: the optimum and the ends of its interval (see :func:`_resolved`)."""
+    places = {}
+    for beta, found in _optima(rows, value, kind).items():
+        places[beta] = (found, *_resolved(found, sorted(set(rows.loc[rows["beta"] == beta, "curvature"]))))
+    return places
+
+
+def _against_band(intervals: Sequence[tuple[float, float]]) -> str:
+    """Supported: all lie inside the band. Not supported: some lies wholly outside. Else undecided."""
+    if any(high < BAND[0] or low > BAND[1] for low, high in intervals):
+        return "not supported"
+    return "supported" if all(BAND[0] <= low and high <= BAND[1] for low, high in intervals) else "undecided"
+
+
 def _place(rows: pd.DataFrame, value: str, kind: Literal["max", "min"]) -> tuple[str, str]:
     """The places of the optima in words, and the outcome for "between 4 and 10 in every order".
 
     Supported: every interval (see :func:`_resolved`) lies inside the band. Not supported: some interval lies wholly
     outside. Else undecided.
     """
-    words, outcomes = [], []
-    for beta, found in _optima(rows, value, kind).items():
-        low, high = _resolved(found, sorted(set(rows.loc[rows["beta"] == beta, "curvature"])))
-        words.append(
-            f"order {beta}: {found.curvature.value:.2g} (between {low:.2g} and {high:.2g}"
-            + ("" if found.identified else "; a plateau or at the edge of the grid")
-            + ")"
-        )
-        inside = BAND[0] <= low and high <= BAND[1]
-        outcomes.append("in" if inside else "out" if high < BAND[0] or low > BAND[1] else "?")
-    outcome = "not supported" if "out" in outcomes else "supported" if set(outcomes) == {"in"} else "undecided"
+    places = _places(rows, value, kind)
+    words = [
+        f"order {beta}: {found.curvature.value:.2g} (between {low:.2g} and {high:.2g}"
+        + ("" if found.identified else "; a plateau or at the edge of the grid")
+        + ")"
+        for beta, (found, low, high) in places.items()
+    ]
     words.append(f"{rows['seed'].nunique()} seeds; 95 % over seeds, and never finer than the curvatures tested")
-    return "; ".join(words), outcome
+    return "; ".join(words), _against_band([(low, high) for _, low, high in places.values()])
 
 
 def _points(test: Difference) -> str:
@@ -140,17 +152,14 @@ def same_peak(frame: pd.DataFrame, value: str, series: str) -> Verdict:
         if stop:
             few.append(f"{name}: {rows['seed'].nunique()} complete seed(s), at least {MIN_SEEDS} are needed")
             continue
-        for beta, found in _optima(rows, value, "max").items():
-            low, high = _resolved(found, sorted(set(rows.loc[rows["beta"] == beta, "curvature"])))
+        for beta, (found, low, high) in _places(rows, value, "max").items():
             words.append(f"{name}, order {beta}: {found.curvature.value:.2g} (between {low:.2g} and {high:.2g})")
             intervals.append((low, high))
     measured = f"Place of the peak: {'; '.join([*words, *few])}."
     if len(groups) - len(few) < 2:
         return Verdict(claim, measured, "not testable")
     apart = max(low for low, _ in intervals) > min(high for _, high in intervals)
-    outside = any(high < BAND[0] or low > BAND[1] for low, high in intervals)
-    inside = all(BAND[0] <= low and high <= BAND[1] for low, high in intervals)
-    return Verdict(claim, measured, "not supported" if apart or outside else "supported" if inside else "undecided")
+    return Verdict(claim, measured, "not supported" if apart else _against_band(intervals))
 
 
 def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:

@@ -1,4 +1,4 @@
-"""Four committed digits records, made once more with the code of today (:mod:`rctaf.runs`, ``replay``).
+"""Five committed digits records, made once more with the code of today (:mod:`rctaf.runs`, ``replay``).
 
 On the machine that made them, with the same code, they come out bit by bit. On another processor, or after any change
 of rounding in training, they come out like another seed, and the criterion is that of ``replay``: it cannot see less
@@ -13,6 +13,7 @@ import pytest
 
 RECORDS = {  # all from a clean commit
     "2ee70a417259": "TRADES, order 2 at max|σ''| = 7, seed 1",
+    "cc154e1f6be9": "TRADES, GELU, seed 1",
     "d53c73f37ecb": "DAJAT, order 1 at max|σ''| = 7, seed 0",
     "0d5d143c866f": "DKL, order 1 at max|σ''| = 7, seed 0",
     "cb95755b3b28": "standard training, order 1 at max|σ''| = 7, seed 1",
