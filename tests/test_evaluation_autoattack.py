@@ -1,8 +1,10 @@
+import importlib
+import importlib.util
 import json
 import sys
+from functools import cache
 
 import numpy as np
-import pyautoattack
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,24 +19,33 @@ BATCH = 16
 STEPS = 10
 
 
-class Shortened(pyautoattack.AutoAttack):
-    """The package's attacks with fewer iterations, for our loop and the package's own alike."""
+@cache
+def shortened(name: str) -> type:
+    """The AutoAttack class of one package, with fewer iterations for our loop and the package's own alike."""
+    package = importlib.import_module(name)
 
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        for attack in (self.apgd, self.apgd_targeted):
-            attack.n_iter = STEPS
-            attack.n_iter_2, attack.n_iter_min, attack.size_decr = 3, 1, 1
-        self.fab.n_iter = 5
-        self.square.n_queries = 200
+    class Shortened(package.AutoAttack):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            for attack in (self.apgd, self.apgd_targeted):
+                attack.n_iter = STEPS
+                attack.n_iter_2, attack.n_iter_min, attack.size_decr = 3, 1, 1
+            self.fab.n_iter = 5
+            self.square.n_queries = 200
+
+    return Shortened
 
 
-@pytest.fixture(autouse=True, scope="module")
-def shortened():
+@pytest.fixture(autouse=True, scope="module", params=["pyautoattack", "autoattack"])
+def package(request):
+    """Every test runs with each of the two packages that is installed; the other one cannot be found meanwhile."""
+    name = request.param
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyautoattack, "AutoAttack", Shortened)
-        patch.setitem(sys.modules, "autoattack", None)  # also where the original package is installed
-        yield
+        patch.setattr(importlib.import_module(name), "AutoAttack", shortened(name))
+        patch.setitem(sys.modules, {"pyautoattack": "autoattack", "autoattack": "pyautoattack"}[name], None)
+        yield name
 
 
 def small_model(classes: int = 10) -> nn.Module:
@@ -62,13 +73,13 @@ def problem():
 
 
 @pytest.fixture(scope="module")
-def standard(problem):
+def standard(problem, package):
     model, x, y = problem
     return autoattack(model, x, y, EPSILON, seed=3, batch_size=BATCH)
 
 
-def test_standard_is_the_packages_standard_at_full_strength():
-    full = Shortened.__mro__[1](nn.Identity(), eps=0.1, version="standard")
+def test_standard_is_the_packages_standard_at_full_strength(package):
+    full = shortened(package).__mro__[1](nn.Identity(), eps=0.1, version="standard", device="cpu")
     assert full.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert (full.apgd.n_iter, full.apgd_targeted.n_iter, full.fab.n_iter, full.square.n_queries) == (
         100,
@@ -79,11 +90,12 @@ def test_standard_is_the_packages_standard_at_full_strength():
     assert (full.apgd.n_restarts, full.apgd_targeted.n_target_classes, full.fab.n_target_classes) == (1, 9, 9)
 
 
-def test_every_verdict_is_the_packages_own(problem, standard):
+def test_every_verdict_is_the_packages_own(problem, standard, package):
     model, x, y = problem
-    reference = pyautoattack.AutoAttack(model, eps=EPSILON, seed=3, version="standard")
+    reference = shortened(package)(model, eps=EPSILON, seed=3, version="standard", device="cpu")
+    options = {"batch_size": BATCH} if package == "pyautoattack" else {"bs": BATCH, "return_labels": True}
     with torch.random.fork_rng():
-        _, labels = reference.run_standard_evaluation(x, y, batch_size=BATCH)
+        _, labels = reference.run_standard_evaluation(x, y, **options)
     sys.settrace(None)
     expected = (labels == y).numpy()
     assert unpack_mask(standard["mask"], 40).tolist() == expected.tolist()
@@ -92,7 +104,7 @@ def test_every_verdict_is_the_packages_own(problem, standard):
     assert standard["robust_accuracy"] == expected.mean()
 
 
-def test_the_entry_is_complete_and_json(standard):
+def test_the_entry_is_complete_and_json(standard, package):
     again = json.loads(json.dumps(standard, allow_nan=False))
     assert again == standard
     assert [step["attack"] for step in standard["waterfall"]] == ["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -100,7 +112,7 @@ def test_the_entry_is_complete_and_json(standard):
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == standard["robust"]
     assert (standard["n"], standard["seed"], standard["batch_size"]) == (40, 3, BATCH)
-    assert standard["implementation"] in ("autoattack", "pyautoattack")
+    assert standard["implementation"] == package
     assert standard["warnings"] == []
 
 
