@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rctaf import _native
+from rctaf._native import Summand
 from rctaf.family import polynomials
 
 _EXACT_FROM = 40.0  # log1p(exp(-40)) is below half a unit in the last place of 40, in double precision too
@@ -140,3 +141,28 @@ def backward(saved: Tensor, alpha: float, beta: int, n: int, from_output: bool, 
     if from_output:
         return (z * -alpha).expm1_().mul_(grad).neg_().to(grad.dtype)
     return _times_swish_slope(widen(grad), z, alpha).to(grad.dtype)
+
+
+def derivative_of_sum(
+    terms: tuple[Summand, ...], alpha: float, beta: int, n: int, grad: Tensor | None = None
+) -> Tensor:
+    """:func:`derivative` at the sum of one or two summands, times ``grad`` where given; nothing tracks gradients."""
+    with torch.no_grad():
+        if (kernel := _kernel_for(terms[0].x)) is not None:
+            fused = kernel.derivative_of_sum(terms, alpha, beta, n, grad)
+            if fused is not None:
+                return fused
+        x, *rest = (_value(term) for term in terms)
+        for other in rest:
+            x = x + other
+        if grad is None:
+            return derivative(x, alpha, beta, n)
+        fused = backward(x, alpha, beta, n - 1, False, grad)
+        return grad * derivative(x, alpha, beta, n) if fused is None else fused
+
+
+def _value(term: Summand) -> Tensor:
+    if term.scale is None or term.shift is None:
+        return term.x
+    scale, shift = (t.view(-1, *[1] * (term.x.ndim - 2)) for t in (term.scale, term.shift))
+    return torch.addcmul(shift, widen(term.x), scale).to(term.x.dtype)

@@ -1,5 +1,6 @@
 /* sigma^(n)(x), or grad * sigma^(n)(x), in single precision and one pass over memory. Tensors hold floats or, where
- * half is set, bfloat16: the upper halves of floats, rounded once at the end.
+ * half is set, bfloat16: the upper halves of floats, rounded once at the end. The argument x may be a sum of two
+ * tensors, and each of them the output of a batch norm that is computed again from its input.
  *
  * The formula is that of family.py; its polynomials arrive as an argument, so that one routine serves
  * every order and every derivative. Work goes block by block: a block's u, q, c stay in the nearest cache.
@@ -13,12 +14,19 @@
 
 #define BLOCK 256
 
+/* x itself, or, where scale is given, scale[c] x + shift[c] in channel c */
+struct summand {
+    const void *x;
+    const float *scale, *shift;
+};
+
 /* ask for the memory of the block after the next: stores above all wait for it otherwise */
-static inline void ahead(const void *x, const void *grad, const void *out, int64_t start, int bytes) {
+static inline void ahead(const void *x, const void *other, const void *grad, const void *out, int64_t start, int bytes) {
     int64_t from = (start + 2 * BLOCK) * bytes, to = from + BLOCK * bytes;
     for (int64_t i = from; i < to; i += 64) {
         __builtin_prefetch((const char *)x + i, 0, 2);
         __builtin_prefetch((const char *)out + i, 1, 2);
+        if (other) __builtin_prefetch((const char *)other + i, 0, 2);
         if (grad) __builtin_prefetch((const char *)grad + i, 0, 2);
     }
 }
@@ -51,20 +59,63 @@ static inline const float *load(float *buffer, const void *from, int64_t start, 
     return buffer;
 }
 
-/* n floats to bfloat16, to the nearest, ties to even; NaN stays NaN */
-static inline void round_to_half(uint16_t *to, const float *from, int n) {
+/* a float to bfloat16, to the nearest, ties to even; NaN stays NaN */
+static inline uint16_t half_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+
+/* floats rounded as if they had been stored as bfloat16 */
+static inline void as_half(float *x, int n) {
     for (int i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, from + i, 4);
-        uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        to[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+        uint32_t bits = (uint32_t)half_of(x[i]) << 16;
+        memcpy(x + i, &bits, 4);
     }
 }
 
+/* n elements of one summand; where it is a batch norm's output, with the rounding of that output */
+static inline const float *value(float *buffer, const struct summand *term, int64_t channels, int64_t inner,
+                                 int64_t start, int n, int half) {
+    const float *x = load(buffer, term->x, start, n, half);
+    if (!term->scale) return x;
+    int64_t c = start / inner % channels, left = inner - start % inner;
+    for (int i = 0; i < n;) {
+        const float *scale = term->scale + c, *shift = term->shift + c;
+        int64_t run = inner == 1 ? channels - c : left;
+        if (run > n - i) run = n - i;
+        if (inner == 1) {
+            for (int j = i; j < i + run; j++) buffer[j] = fmaf(x[j], scale[j - i], shift[j - i]);
+            c = 0;
+        } else {
+            for (int j = i; j < i + run; j++) buffer[j] = fmaf(x[j], *scale, *shift);
+            c = c + 1 < channels ? c + 1 : 0;
+            left = inner;
+        }
+        i += run;
+    }
+    if (half) as_half(buffer, n);
+    return buffer;
+}
+
+/* the sum of one or two summands */
+static inline const float *sum(float *buffer, float *other, const struct summand *terms, int64_t channels,
+                               int64_t inner, int64_t start, int n, int half) {
+    const float *x = value(buffer, terms, channels, inner, start, n, half);
+    if (!terms[1].x) return x;
+    const float *y = value(other, terms + 1, channels, inner, start, n, half);
+    for (int i = 0; i < n; i++) buffer[i] = x[i] + y[i];
+    if (half) as_half(buffer, n);
+    return buffer;
+}
+
 /* rows[k * width + j]: coefficient of q^j u^(k - first) (times c where odd[k]), k = first .. order.
- * head: 0 none, 1 s, 2 x s, 3 softplus(u)/alpha. grad may be NULL. */
-void rctaf_derivative(const void *x, const void *grad, void *out, int half, int64_t size, float alpha, int order,
-                      int first, int head, int width, const float *rows, const int *odd, int threads) {
+ * head: 0 none, 1 s, 2 x s, 3 softplus(u)/alpha. grad may be NULL, and so may the second of the two terms.
+ * Element i in memory belongs to channel i / inner % channels. */
+void rctaf_derivative(const struct summand *terms, int64_t channels, int64_t inner, const void *grad, void *out, int half,
+                      int64_t size, float alpha, int order, int first, int head, int width, const float *rows,
+                      const int *odd, int threads) {
     int64_t blocks = (size + BLOCK - 1) / BLOCK;
     int any_odd = 0;
     for (int k = first; k <= order; k++) any_odd |= odd[k];
@@ -76,8 +127,8 @@ void rctaf_derivative(const void *x, const void *grad, void *out, int half, int6
         int n = (int)(size - start < BLOCK ? size - start : BLOCK);
         float x_buffer[BLOCK], grad_buffer[BLOCK], out_buffer[BLOCK];
         float u[BLOCK], t[BLOCK], s[BLOCK], q[BLOCK], c[BLOCK], term[BLOCK];
-        ahead(x, grad, out, start, half ? 2 : 4);
-        const float *xb = load(x_buffer, x, start, n, half);
+        ahead(terms[0].x, terms[1].x, grad, out, start, half ? 2 : 4);
+        const float *xb = sum(x_buffer, term, terms, channels, inner, start, n, half);
         const float *gb = grad ? load(grad_buffer, grad, start, n, half) : 0;
         float *total = half ? out_buffer : (float *)out + start;
         for (int i = 0; i < n; i++) {
@@ -103,8 +154,8 @@ void rctaf_derivative(const void *x, const void *grad, void *out, int half, int6
                     for (int i = 0; i < n; i++) term[i] = fmaf(term[i], q[i], row[j]);
             }
             for (int i = 0; i < n; i++) {
-                float value = (width > 1 ? term[i] : row[0]) * (odd[k] ? c[i] : 1.f);
-                total[i] = k == order ? value : fmaf(total[i], u[i], value);
+                float part = (width > 1 ? term[i] : row[0]) * (odd[k] ? c[i] : 1.f);
+                total[i] = k == order ? part : fmaf(total[i], u[i], part);
             }
         }
         if (head == 0)
@@ -123,7 +174,8 @@ void rctaf_derivative(const void *x, const void *grad, void *out, int half, int6
                 total[i] = (gb ? gb[i] : 1.f) * ((u[i] > 0.f ? xb[i] : 0.f) + scale * z * p);
             }
         }
-        if (half) round_to_half((uint16_t *)out + start, total, n);
+        if (half)
+            for (int i = 0; i < n; i++) ((uint16_t *)out)[start + i] = half_of(total[i]);
     }
 }
 
@@ -136,13 +188,14 @@ void rctaf_softplus_backward(const void *y, const void *grad, void *out, int hal
         int64_t start = b * BLOCK;
         int n = (int)(size - start < BLOCK ? size - start : BLOCK);
         float y_buffer[BLOCK], grad_buffer[BLOCK], out_buffer[BLOCK];
-        ahead(y, grad, out, start, half ? 2 : 4);
+        ahead(y, 0, grad, out, start, half ? 2 : 4);
         const float *yb = load(y_buffer, y, start, n, half), *gb = load(grad_buffer, grad, start, n, half);
         float *total = half ? out_buffer : (float *)out + start;
         for (int i = 0; i < n; i++) {
             float a = alpha * yb[i];
             total[i] = gb[i] * one_minus(exp_minus(a > 87.f ? 87.f : a), a);
         }
-        if (half) round_to_half((uint16_t *)out + start, total, n);
+        if (half)
+            for (int i = 0; i < n; i++) ((uint16_t *)out)[start + i] = half_of(total[i]);
     }
 }

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,8 +63,8 @@ def _library() -> ctypes.CDLL | None:
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     library.rctaf_derivative.restype = None
     library.rctaf_derivative.argtypes = [
-        pointer, pointer, pointer, integer, ctypes.c_int64, ctypes.c_float, integer, integer, integer, integer, pointer,
-        pointer, integer,
+        pointer, ctypes.c_int64, ctypes.c_int64, pointer, pointer, integer, ctypes.c_int64, ctypes.c_float, integer,
+        integer, integer, integer, pointer, pointer, integer,
     ]  # fmt: skip
     library.rctaf_softplus_backward.restype = None
     library.rctaf_softplus_backward.argtypes = [
@@ -92,6 +93,22 @@ def _table(alpha: float, beta: int, n: int) -> tuple[int, int, int, ctypes.Array
     return first, head, width, (ctypes.c_float * len(flat))(*flat), (ctypes.c_int * len(odd))(*odd)
 
 
+class Summand(NamedTuple):
+    """``x`` itself or, where given, ``scale[c] x + shift[c]`` in channel c: the output of a batch norm.
+
+    Channels are the second dimension. The output has the dtype of ``x``, the other two single or double precision.
+    """
+
+    x: Tensor
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+
+def channels(x: Tensor) -> tuple[int, int]:
+    """How many channels a dense tensor has, and how many neighbours in memory belong to one before the next begins."""
+    return (x.shape[1], max(1, x.stride(1))) if x.ndim > 1 else (1, 1)
+
+
 def plain(x: Tensor) -> bool:
     """A real block of memory: no subclass, no tracer, no function transform."""
     return (
@@ -118,14 +135,25 @@ def derivative(x: Tensor, alpha: float, beta: int, n: int, grad: Tensor | None =
 
     It applies to float32 and bfloat16 tensors in CPU memory, and keeps their memory format.
     """
-    tensors = (x,) if grad is None else (x, grad)
+    return derivative_of_sum((Summand(x),), alpha, beta, n, grad)
+
+
+def derivative_of_sum(
+    terms: tuple[Summand, ...], alpha: float, beta: int, n: int, grad: Tensor | None = None
+) -> Tensor | None:
+    """:func:`derivative` at the sum of one or two summands of one shape."""
+    tensors = [term.x for term in terms] + ([] if grad is None else [grad])
     if not _takes(*tensors) or (library := _library()) is None:
         return None
-    out, x, *rest = aligned(*tensors)
+    out, *tensors = aligned(*tensors)
+    pointers = [pointer for term, x in zip(terms, tensors, strict=False) for pointer in (x, term.scale, term.shift)] + [
+        None
+    ] * (6 - 3 * len(terms))
     first, head, width, rows, odd = _table(alpha, beta, n)
     library.rctaf_derivative(
-        x.data_ptr(), rest[0].data_ptr() if rest else None, out.data_ptr(), x.dtype == torch.bfloat16, x.numel(), alpha,
-        beta, first, head, width, rows, odd, torch.get_num_threads(),
+        (ctypes.c_void_p * 6)(*(t if t is None else t.data_ptr() for t in pointers)), *channels(out),
+        None if grad is None else tensors[-1].data_ptr(), out.data_ptr(), out.dtype == torch.bfloat16, out.numel(),
+        alpha, beta, first, head, width, rows, odd, torch.get_num_threads(),
     )  # fmt: skip
     return out
 

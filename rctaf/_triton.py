@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rctaf import _native
+from rctaf._native import Summand
 from rctaf.family import polynomials
 
 _BLOCK = 1024
@@ -37,14 +38,31 @@ def _horner(ROWS: tl.constexpr, K: tl.constexpr, q):
 
 
 @triton.jit
+def _value(x_at, scale_at, shift_at, channels, inner, i, inside):
+    """Elements i of x or, unless they are None, of scale x + shift, rounded to the format of x, which a norm gives."""
+    x = tl.load(x_at + i, mask=inside).to(tl.float32)
+    if scale_at is not None:
+        c = i // inner % channels
+        x = tl.fma(x, tl.load(scale_at + c, mask=inside), tl.load(shift_at + c, mask=inside))
+        x = x.to(x_at.dtype.element_ty).to(tl.float32)
+    return x
+
+
+@triton.jit
 def _derivative(
-    x_at, grad_at, out_at, size, alpha, scale,
-    ROWS: tl.constexpr, BETA: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
+    x_at, scale_at, shift_at, other_at, other_scale_at, other_shift_at, channels, inner, grad_at, out_at, size, alpha,
+    scale, ROWS: tl.constexpr, BETA: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out = sigma^(N)(x), times grad unless that is None; scale = alpha^(N-1); ROWS as from family.polynomials."""
+    """out = sigma^(N)(x), times grad unless that is None; scale = alpha^(N-1); ROWS as from family.polynomials.
+
+    x may be a sum, and each summand the output of a batch norm computed again from its input, see _native.Summand.
+    """
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size
-    x = tl.load(x_at + i, mask=inside).to(tl.float32)
+    x = _value(x_at, scale_at, shift_at, channels, inner, i, inside)
+    if other_at is not None:
+        x += _value(other_at, other_scale_at, other_shift_at, channels, inner, i, inside)
+        x = x.to(x_at.dtype.element_ty).to(tl.float32)
     v = alpha * x
     a = tl.abs(v)
     t = tl.where(a > 87.0, 0.0, tl.exp(-a))  # NaN takes neither branch and stays NaN
@@ -96,15 +114,26 @@ def _takes(*tensors: Tensor) -> bool:
 
 def derivative(x: Tensor, alpha: float, beta: int, n: int, grad: Tensor | None = None) -> Tensor | None:
     """sigma^(n)(x), times ``grad`` where given, shape, dtype and memory format of ``x``; None for double precision."""
-    tensors = (x,) if grad is None else (x, grad)
+    return derivative_of_sum((Summand(x),), alpha, beta, n, grad)
+
+
+def derivative_of_sum(
+    terms: tuple[Summand, ...], alpha: float, beta: int, n: int, grad: Tensor | None = None
+) -> Tensor | None:
+    """:func:`derivative` at the sum of one or two summands of one shape."""
+    tensors = [term.x for term in terms] + ([] if grad is None else [grad])
     if not _takes(*tensors):
         return None
-    out, x, *rest = _native.aligned(*tensors)
+    out, *tensors = _native.aligned(*tensors)
     if out.numel():  # an empty grid cannot be launched
+        x, scale, shift, *other = [
+            part for term, t in zip(terms, tensors, strict=False) for part in (t, term.scale, term.shift)
+        ]
         with torch.cuda.device_of(x):
             _derivative[(triton.cdiv(out.numel(), _BLOCK),)](
-                x, rest[0] if rest else None, out, out.numel(), alpha, alpha ** (n - 1), polynomials(beta, n), beta, n,
-                _BLOCK,
+                x, scale, shift, *(other or (None, None, None)), *_native.channels(out),
+                None if grad is None else tensors[-1], out, out.numel(), alpha, alpha ** (n - 1), polynomials(beta, n),
+                beta, n, _BLOCK,
             )  # fmt: skip
     return out
 

@@ -17,15 +17,18 @@ import dis
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from rctaf import _kernels
+from rctaf._native import Summand, plain
 from rctaf.family import checked_order, positive
 
 # --- the function and its module -------------------------------------------------------------------------------------
@@ -70,6 +73,79 @@ class _Derivative(torch.autograd.Function):
         return _Derivative.apply(x, alpha, beta, n), in_dims[0]
 
 
+class _Norm(NamedTuple):
+    """What a batch norm in training mode keeps for its own backward pass, so that its output can be had again."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor  # weight and bias with the statistics of this batch, without their gradients
+    shift: Tensor
+    eps: float
+
+    def output(self) -> Tensor:
+        """The output, differentiable any number of times."""
+        return F.batch_norm(self.x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+def _norm_behind(y: Tensor) -> _Norm | None:
+    """The batch norm in training mode whose output ``y`` is; None where y is something else or has been changed."""
+    node: Any = y.grad_fn
+    if type(node).__name__ not in ("NativeBatchNormBackward0", "CudnnBatchNormBackward0"):
+        return None
+    if not node._saved_training or y.output_nr or y._version:
+        return None
+    weight, bias = node._saved_weight, getattr(node.next_functions[2][0], "variable", None)
+    if weight is None or bias is None:
+        return None
+    mean, inverse_std = node._saved_result1, node._saved_result2
+    eps = node._saved_eps if hasattr(node, "_saved_eps") else node._saved_epsilon
+    with torch.no_grad():
+        scale = inverse_std * weight
+        shift = torch.addcmul(bias, mean, scale, value=-1)
+    return _Norm(node._saved_input, weight, bias, scale, shift, eps)
+
+
+class _OfSum(torch.autograd.Function):
+    """sigma of one value or of the sum of two. Of a batch norm's output nothing is saved: it is computed again.
+
+    The norm keeps its input for its own backward pass; ReLU keeps its output, which the next layer keeps too. So a
+    network with this activation holds what one with ReLU holds.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, alpha: float, beta: int, norms: tuple[_Norm | None, ...], *values: Tensor) -> Tensor:
+        ctx.alpha, ctx.beta, ctx.eps = alpha, beta, [None if norm is None else norm.eps for norm in norms]
+        ctx.save_for_backward(
+            *(t for norm, y in zip(norms, values, strict=True) for t in ((y,) if norm is None else norm[:5]))
+        )
+        return _kernels.derivative_of_sum(tuple(map(Summand, values)), alpha, beta, 0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        parts = [next(saved) if eps is None else _Norm._make([*islice(saved, 5), eps]) for eps in ctx.eps]
+        if torch.is_grad_enabled():  # somebody will differentiate once more
+            x = sum(part.output() if isinstance(part, _Norm) else part for part in parts)
+            result = grad * _Derivative.apply(x, ctx.alpha, ctx.beta, 1)
+        else:
+            terms = (Summand(p.x, p.scale, p.shift) if isinstance(p, _Norm) else Summand(p) for p in parts)
+            result = _kernels.derivative_of_sum(tuple(terms), ctx.alpha, ctx.beta, 1, grad)
+        return None, None, None, *[result] * len(parts)
+
+
+def _saves(*values: Tensor) -> bool:
+    """Whether backward autograd alone is at work on these values, and nothing handles what it saves."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch.is_grad_enabled()
+        and all(plain(value) for value in values)
+        and any(value.requires_grad for value in values)
+        and all(unpack_dual(value).tangent is None for value in values)
+        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None  # such as those of a checkpoint
+    )
+
+
 def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
     r"""RCT-AF of sharpness ``alpha`` and order ``beta``, elementwise (Eq. 1-6; higher orders by the recursion).
 
@@ -79,7 +155,8 @@ def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
 
     Differentiable any number of times, backward and forward (``torch.func`` included). Half precision is
     computed in single precision and rounded once. One tensor is saved for backward; at order 0 it is the
-    output itself.
+    output itself, and directly after a batch norm in training mode it is the input of that norm, which the norm saves
+    anyway.
 
     Args:
         x: floating-point tensor of any shape.
@@ -100,6 +177,8 @@ def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
         raise ValueError(f"x must be a floating-point tensor, got {x.dtype}")
     if torch.compiler.is_compiling():  # the compiler differentiates and fuses the plain formula with its neighbours
         return _kernels.derivative(x, alpha, beta, 0)
+    if beta > 0 and _saves(x) and (norm := _norm_behind(x)) is not None:
+        return _OfSum.apply(alpha, beta, (norm,), x)
     return _Derivative.apply(x, alpha, beta, 0)
 
 
@@ -128,6 +207,30 @@ class RCTAF(nn.Module):
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha:.12g}, beta={self.beta}"
+
+
+def activate_sum(activation: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """``activation(x + y)`` for two tensors of one shape, as at the end of a residual block.
+
+    RCT-AF saves what its summands are made of in place of their sum: of a batch norm's output nothing, of another
+    tensor the tensor itself, which a residual network keeps as the input of its next convolution.
+    """
+    hooks = activation._forward_hooks, activation._forward_pre_hooks, activation._backward_hooks
+    if (
+        type(activation) is RCTAF
+        and activation.beta > 0  # order 0 saves its output alone
+        and isinstance(x, Tensor)
+        and isinstance(y, Tensor)  # and not the Proxy of a trace
+        and x.shape == y.shape
+        and x.dtype == y.dtype
+        and x.is_floating_point()
+        and _saves(x, y)
+        and not any(hooks)  # they would not be called
+        and not torch.nn.modules.module._has_any_global_hook()
+    ):
+        norms = _norm_behind(x), _norm_behind(y)
+        return _OfSum.apply(activation.alpha, activation.beta, norms, x, y)
+    return activation(x + y)
 
 
 class LearnedRCTAF(RCTAF):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rctaf import RCTAF, _kernels, rctaf
+from rctaf import RCTAF, _kernels, _native, rctaf
 from rctaf.family import polynomials
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -114,6 +114,30 @@ def test_gradients_of_a_training_pass(beta, triton_kernel):
 
 
 @runs
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sum_of_batch_norms_is_computed_again(memory_format, dtype, triton_kernel):
+    generator = torch.Generator().manual_seed(3)
+    x, other, grad = (torch.randn(4, 5, 6, 7, generator=generator).to(dtype) for _ in range(3))
+    scale, shift = torch.rand(2, 5, generator=generator) + 0.5
+    x = x.to(memory_format=memory_format)
+    a, b = (_native.Summand(t.to(DEVICE), scale.to(DEVICE), shift.to(DEVICE)) for t in (x, other))
+    for terms in ((a,), (a, _native.Summand(b.x)), (_native.Summand(a.x), b), (a, b)):
+        values = [_kernels._value(term).cpu() for term in terms]
+        total = values[0] if len(values) == 1 else values[0] + values[1]
+        truth = _kernels.derivative(total.double(), 14.0, 2, 1) * grad.double()
+        got = triton_kernel.derivative_of_sum(terms, 14.0, 2, 1, grad.to(DEVICE))
+        assert got.is_contiguous(memory_format=memory_format)
+        # The result and what it is computed from, each perhaps rounded to its other neighbour (the interpreter cuts
+        # bfloat16 off); what the bend makes of that, and of the change of the bend meanwhile.
+        unit = torch.finfo(dtype).eps
+        off = unit * (sum(value.abs() for value in values) + total.abs()).double()
+        bend, change = (_kernels.derivative(total.double(), 14.0, 2, n).abs() for n in (2, 3))
+        allowed = unit * truth.abs() + (bend * off + change * off**2) * grad.abs() + 1e-5
+        assert ((got.cpu().double() - truth).abs() <= allowed).all()
+
+
+@runs
 def test_gaps_kinds_and_nothing(triton_kernel):
     x = torch.randn(6, 8, device=DEVICE)
     got = triton_kernel.derivative(x[:, ::2], 2.0, 1, 0)
@@ -138,9 +162,11 @@ def test_compiles_for_gpus_with_alpha_as_an_argument(beta, dtype, tmp_path, monk
     from rctaf import _triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    constants = {"ROWS": polynomials(beta, 1), "BETA": beta, "N": 1, "BLOCK": 1024}
+    absent = ("scale_at", "shift_at", "other_at", "other_scale_at", "other_shift_at")
+    constants = {**dict.fromkeys(absent), "ROWS": polynomials(beta, 1), "BETA": beta, "N": 1, "BLOCK": 1024}
     pointers = dict.fromkeys(("x_at", "grad_at", "out_at"), f"*{dtype}")
-    types = {**pointers, "size": "i32", "alpha": "fp32", "scale": "fp32", **dict.fromkeys(constants, "constexpr")}
+    numbers = {"channels": "i32", "inner": "i32", "size": "i32", "alpha": "fp32", "scale": "fp32"}
+    types = {**pointers, **numbers, **dict.fromkeys(constants, "constexpr")}
     for capability in (75, 90):  # the paper's 2080 Ti, and an H100
         source = ASTSource(fn=_triton._derivative, signature=types, constexprs=constants)
         made = compile(source, target=GPUTarget("cuda", capability, 32))
@@ -174,7 +200,9 @@ def test_a_new_alpha_compiles_nothing(tmp_path, monkeypatch):
     for alpha in (1.0, 7.0, 0.01):
         for beta, n in ((0, 0), (2, 1)):
             rows, scale = polynomials(beta, n), alpha ** (n - 1)
-            made = kernel.warmup(pointer, None, pointer, 1 << 20, alpha, scale, rows, beta, n, 1024, grid=(1024,))
+            made = kernel.warmup(
+                pointer, *[None] * 5, 1, 1, None, pointer, 1 << 20, alpha, scale, rows, beta, n, 1024, grid=(1024,)
+            )
             assert made.asm["ptx"].count("ld.global.v4") == 2  # 16 bytes at a time, 8 elements per thread
         compiled.append(len(kernel.device_caches[driver.active.get_current_device()][0]))
     assert len(set(compiled)) == 1

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from rctaf.activations import activate_sum
 from rctaf.models.norm import make_norm, start_as_shortcut
 
 Activation = Callable[[], nn.Module]
@@ -49,7 +50,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.act1(self.norm1(self.conv1(x)))
-        return self.act2(self.norm2(self.conv2(h)) + self.shortcut(x))
+        return activate_sum(self.act2, self.norm2(self.conv2(h)), self.shortcut(x))
 
 
 class PreActBlock(nn.Module):

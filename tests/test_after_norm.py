@@ -1,0 +1,218 @@
+"""RCT-AF after a batch norm, and after the sum of a residual block: what is saved, and that nothing else changes."""
+
+import contextlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call, jvp
+from torch.profiler import profile
+from torch.utils.checkpoint import checkpoint
+
+from rctaf import RCTAF, _kernels, _native
+from rctaf.activations import activate_sum
+from rctaf.models import make_model
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+NETWORKS = {"resnet_small": 8, "resnet18": 8, "preact_resnet18": 8, "wrn_28_10": 8}
+
+
+def as_saved_by_autograd():
+    """Within it the sum itself is saved, as it was before: the independent computation of the tests below."""
+    return saved_tensors_hooks(lambda t: t, lambda t: t)
+
+
+def network(name: str, beta: int | None, memory_format: torch.memory_format = torch.contiguous_format) -> nn.Module:
+    torch.manual_seed(0)
+    make = nn.ReLU if beta is None else lambda: RCTAF(7.0, beta)
+    model = make_model(name, activation=make, in_channels=3, n_classes=10, width=NETWORKS[name])
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.3)
+    return model.to(memory_format=memory_format).train()
+
+
+def held_after_forward(model: nn.Module, images: torch.Tensor) -> int:
+    """Bytes that a forward pass leaves allocated, by the profiler's account of every allocation."""
+    model(images)
+    with profile(profile_memory=True) as seen:
+        logits = model(images)
+    del logits
+    events = sorted((e.start_ns(), e.nbytes()) for e in seen.profiler.kineto_results.events() if e.name() == "[memory]")
+    return sum(size for _, size in events)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_holds_what_it_holds_with_relu(name):
+    images = torch.randn(32, 3, 32, 32)
+    relu = held_after_forward(network(name, None), images)
+    for beta in (0, 1, 2, 3):
+        # two numbers per channel more; the last output, which the pooling does not need, less
+        assert 0.95 * relu < held_after_forward(network(name, beta), images) < 1.005 * relu, beta
+    with as_saved_by_autograd():  # or the comparison would show nothing
+        assert held_after_forward(network(name, 1), images) > 1.2 * relu
+
+
+def gradients(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+    images = images.clone().requires_grad_()
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        loss = F.cross_entropy(model(images).float(), torch.arange(len(images)) % 10)
+    loss.backward()
+    return [loss.detach(), images.grad, *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "formula"])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("beta", [1, 2, 3])
+def test_gradients_are_those_of_the_saved_sum(name, beta, memory_format, kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr(_native, "_library", lambda: None)
+    images = torch.randn(20, 3, 16, 16, generator=torch.Generator().manual_seed(1)).to(memory_format=memory_format)
+    got = gradients(network(name, beta, memory_format), images)
+    with as_saved_by_autograd():
+        want = gradients(network(name, beta, memory_format), images)
+    for a, b in zip(got, want, strict=True):
+        # the norm's output rounded once more or once less, through up to 28 layers; often nothing differs at all
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norms_output_is_had_again_to_the_last_bit(dtype, memory_format):
+    norm = nn.BatchNorm2d(48)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(8, 48, 6, 6).to(dtype).to(memory_format=memory_format).requires_grad_()
+    grad = torch.randn(8, 48, 6, 6).to(dtype)
+    results = []
+    for context in (contextlib.nullcontext, as_saved_by_autograd):
+        with context():
+            y = RCTAF(7.0, 2)(norm(x) + 0 if context is as_saved_by_autograd else norm(x))
+        results.append(torch.autograd.grad(y, [x, *norm.parameters()], grad))
+    if _native.available():  # one fused multiply-add, as PyTorch's batch norm has it
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("shape", [(3, 5, 6, 7), (2, 300, 3, 3), (1, 3, 40, 40), (40, 33), (2, 3, 4)])
+@pytest.mark.skipif(not _native.available(), reason="no C compiler on this machine")
+def test_the_kernel_adds_what_the_formula_adds(shape, memory_format, dtype):
+    if len(shape) != 4 and memory_format is torch.channels_last:
+        pytest.skip("channels_last is a format of four dimensions")
+    generator = torch.Generator().manual_seed(0)
+    x, other, grad = (torch.randn(shape, generator=generator).to(dtype) for _ in range(3))
+    x = x.to(memory_format=memory_format)  # the others in another order
+    scale, shift = torch.rand(2, shape[1], generator=generator) + 0.5
+    a, b = _native.Summand(x, scale, shift), _native.Summand(other, shift, scale)
+    for terms in ((a,), (a, _native.Summand(other)), (_native.Summand(x), b), (a, b)):
+        values = [_kernels._value(term) for term in terms]
+        total = values[0] if len(terms) == 1 else values[0] + values[1]
+        got = _native.derivative_of_sum(terms, 7.0, 2, 1, grad)
+        assert torch.equal(got, _native.derivative(total, 7.0, 2, 1, grad))
+
+
+@pytest.mark.parametrize("beta", [1, 2])
+def test_any_derivative_goes_through_the_norm(beta):
+    torch.manual_seed(0)
+    norm, other, activation = nn.BatchNorm1d(3).double(), nn.BatchNorm1d(3).double(), RCTAF(2.0, beta)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    x, z, weight, bias = torch.randn(5, 3).double(), torch.randn(5, 3).double(), norm.weight.data, norm.bias.data
+    inputs = [t.clone().requires_grad_() for t in (x, z, weight, bias)]
+
+    def normed(x, z, weight, bias):
+        return activation(functional_call(norm, {"weight": weight, "bias": bias}, x)) + z
+
+    def residual(x, z, weight, bias):
+        return activate_sum(activation, functional_call(norm, {"weight": weight, "bias": bias}, x), z)
+
+    def projected(x, z, weight, bias):
+        return activate_sum(activation, functional_call(norm, {"weight": weight, "bias": bias}, x), other(z * z))
+
+    for function in (normed, residual, projected):
+        node = function(*inputs).grad_fn
+        assert "_OfSumBackward" in (type(node).__name__, type(node.next_functions[0][0]).__name__)
+        assert torch.autograd.gradcheck(function, inputs)
+        assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def served(y: torch.Tensor) -> bool:
+    return type(y.grad_fn).__name__ == "_OfSumBackward"
+
+
+def test_where_it_applies_and_where_it_does_not():
+    x, activation = torch.randn(6, 4, 5, 5, requires_grad=True), RCTAF(7.0, 1)
+    norm = nn.BatchNorm2d(4)
+    assert served(activation(norm(x)))
+    assert served(activation(nn.BatchNorm1d(4)(x.flatten(2))))
+    assert served(activate_sum(activation, norm(x), x))
+    assert not served(activation(x))
+    assert not served(RCTAF(7.0, 0)(norm(x)))  # saves its output alone
+    assert not served(activation(norm.eval()(x)))
+    norm.train()
+    assert not served(activation(nn.BatchNorm2d(4, affine=False)(x)))
+    assert not served(activation(norm(x).view(6, -1)))
+    assert not served(activate_sum(nn.SiLU(), norm(x), x))
+    assert not served(activate_sum(activation, norm(x), x[:1]))  # broadcast: activation(x + y) knows how
+    with torch.no_grad():
+        assert activation(norm(x)).grad_fn is None
+
+
+def test_an_output_changed_in_place_is_taken_as_it_is():
+    x, activation, norm = torch.randn(6, 4, requires_grad=True), RCTAF(7.0, 1), nn.BatchNorm1d(4)
+    changed = norm(x)
+    with torch.no_grad():
+        changed.add_(1.0)
+    assert not served(activation(changed))
+    (got,) = torch.autograd.grad(activation(changed).sum(), x)
+    (want,) = torch.autograd.grad(norm(x), x, _kernels.derivative(changed.detach(), 7.0, 1, 1))
+    torch.testing.assert_close(got, want)
+
+
+def test_hooks_are_called():
+    x, activation, norm = torch.randn(6, 4, requires_grad=True), RCTAF(7.0, 1), nn.BatchNorm1d(4)
+    seen = []
+    with activation.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
+        activate_sum(activation, norm(x), x)
+    torch.testing.assert_close(seen[0], norm(x) + x)
+    with torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.append(None)):
+        activate_sum(activation, x, x)
+    assert len(seen) == 2
+    activate_sum(activation, x, x)
+    assert len(seen) == 2
+
+
+def test_checkpoints_and_transforms_see_the_plain_function():
+    model, images = network("resnet18", 2), torch.randn(8, 3, 16, 16)
+    plain = gradients(model, images)
+    model = network("resnet18", 2)
+    through = gradients(checkpointed(model), images)
+    for a, b in zip(plain[2:], [p.grad for p in model.parameters()], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * float(b.abs().max()))
+    torch.testing.assert_close(plain[1], through[1], rtol=0, atol=1e-4 * float(plain[1].abs().max()))
+
+    norm, activation = nn.BatchNorm1d(4, track_running_stats=False), RCTAF(7.0, 2)
+    x, v = torch.randn(6, 4), torch.randn(6, 4)
+    _, want = jvp(lambda x: activation(norm(x)), (x,), (v,))
+    with forward_ad.dual_level():
+        got = forward_ad.unpack_dual(activation(norm(forward_ad.make_dual(x.requires_grad_(), v)))).tangent
+    torch.testing.assert_close(got, want)
+    (back,) = torch.autograd.grad(activation(norm(x)), x, torch.ones_like(x))
+    torch.testing.assert_close((back * v).sum(), want.sum())  # <J' 1, v> = <1, J v>
+
+
+def checkpointed(model: nn.Module) -> nn.Module:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return checkpoint(self.model, x, use_reentrant=False)
+
+    return Checkpointed()
