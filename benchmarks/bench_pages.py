@@ -3,9 +3,10 @@
     make pages                               # what is measured is _build/html as it is
     python benchmarks/bench_pages.py         # every page, median of 3 openings, each in a new browser profile
 
-For each page, in milliseconds after the navigation started: first paint; ``ready``, when the load event is over, every
-plot drawn, every formula in view typeset and every widget there; and ``blocked``, the sum over all tasks longer than
-50 ms of what they take beyond 50 ms: for so long a click would have waited. For each page with the explorer: the time
+For each page, in milliseconds after the navigation started: first paint; ``open``, when the load event is over and
+whatever the window shows is there, its plots drawn, its formulas typeset, its widgets alive; ``ready``, when that is so
+for the whole page, down to its end; and ``blocked``, the sum over all tasks longer than 50 ms of what they take beyond
+50 ms: for so long a click would have waited. For each page with the explorer: the time
 from the press of an arrow key on a slider to the first frame after the curves have changed.
 
 The record goes to ``results/benchmarks/pages.json``; what is there already is shown beside it, as ratios. A loaded
@@ -41,22 +42,26 @@ WATCH = """() => {
 }"""
 
 READY = """async () => {
-  const all = (selector, test) => [...document.querySelectorAll(selector)].every(test);
   const inView = (e) => { const r = e.getBoundingClientRect(); return r.bottom > 0 && r.top < innerHeight; };
-  const widgets = document.querySelector('script[type="application/vnd.jupyter.widget-view+json"]');
-  const done = () =>
+  const there = (selector, seen, test) =>
+    [...document.querySelectorAll(selector)].every((e) => !seen(e) || test(e));
+  const done = (seen) =>
     document.readyState === "complete" &&
-    all(".plotly-graph-div", (e) => e.querySelector(".main-svg")) &&
-    (!document.querySelector(".math") || (window.MathJax && MathJax.startup && MathJax.startup.promise)) &&
-    all(".math", (e) => !inView(e) || (e.querySelector("mjx-container") && !e.querySelector("mjx-lazy"))) &&
-    (!widgets || document.querySelector(".rctaf-explorer polyline"));
-  while (!done() && performance.now() < 60000) await new Promise((resolve) => setTimeout(resolve, 5));
-  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
-  await new Promise(requestAnimationFrame);
-  const ready = performance.now();
+    there(".plotly-graph-div", seen, (e) => e.querySelector(".main-svg")) &&
+    there(".math", seen, (e) => e.querySelector(".katex")) &&
+    there('script[type="application/vnd.jupyter.widget-view+json"]', (e) => seen(e.parentElement), () =>
+      document.querySelector(".rctaf-explorer polyline"));
+  const time = async (seen) => {
+    while (!done(seen) && performance.now() < 60000) await new Promise((resolve) => setTimeout(resolve, 5));
+    await new Promise(requestAnimationFrame);
+    return performance.now();
+  };
+  const open = await time(inView);
+  const ready = await time(() => true);
   await new Promise((resolve) => setTimeout(resolve, 300));  // what was put off until later counts as blocking too
   return {
     first_paint: performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? null,
+    open,
     ready,
     blocked: longTasks.reduce((sum, task) => sum + Math.max(0, task - 50), 0),
   };
@@ -101,7 +106,7 @@ def measure(html: Path, names: list[str], repeats: int, chromium: str | None) ->
                 browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
                 tab = browser.new_page(viewport={"width": 1280, "height": 900})
                 tab.add_init_script(f"({WATCH})()")
-                tab.goto((html / f"{name}.html").as_uri(), wait_until="domcontentloaded")
+                tab.goto((html / f"{name}.html").resolve().as_uri(), wait_until="domcontentloaded")
                 rows[name].append(tab.evaluate(READY))
                 if tab.locator(".rctaf-explorer").count():
                     sliders.setdefault(name, []).extend(answers(tab))
@@ -138,10 +143,14 @@ def main() -> int:
     started = time.time()
     result = measure(args.html, found, args.repeats, chromium)
     before = json.loads(args.out.read_text())["pages_ms"] if args.out.exists() else {}
-    print(f"{'page':36} {'first paint':>12} {'ready':>8} {'blocked':>8}   ms; in brackets: ready against the record")
+    print(
+        f"{'page':36} {'first paint':>12} {'open':>8} {'ready':>8} {'blocked':>8}   ms; in brackets: ready over record"
+    )
     for name, row in result["pages_ms"].items():
         ratio = f"  ({row['ready'] / before[name]['ready']:.2f})" if name in before else ""
-        print(f"{name:36} {row['first_paint']:12.0f} {row['ready']:8.0f} {row['blocked']:8.0f}{ratio}")
+        print(
+            f"{name:36} {row['first_paint']:12.0f} {row['open']:8.0f} {row['ready']:8.0f} {row['blocked']:8.0f}{ratio}"
+        )
     for name, row in result["slider_ms"].items():
         print(f"{name}: a slider answers in {row['median']:.0f} ms, at worst {row['slowest']:.0f} ms")
     write_text(

@@ -60,7 +60,7 @@ def test_a_network_holds_what_it_holds_with_relu(name):
 def gradients(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
     images = images.clone().requires_grad_()
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
-        loss = F.cross_entropy(model(images).float(), torch.arange(len(images)) % 10)
+        loss = F.cross_entropy(model(images).float(), torch.arange(len(images), device=images.device) % 10)
     loss.backward()
     return [loss.detach(), images.grad, *(p.grad for p in model.parameters())]
 
@@ -78,6 +78,21 @@ def test_gradients_are_those_of_the_saved_sum(name, beta, memory_format, kernel,
         want = gradients(network(name, beta, memory_format), images)
     for a, b in zip(got, want, strict=True):
         # the norm's output rounded once more or once less, through up to 28 layers; often nothing differs at all
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * float(b.abs().max()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("cudnn", [True, False], ids=["cudnn", "native"])
+def test_gradients_on_a_gpu(cudnn, memory_format):
+    images = torch.randn(20, 3, 32, 32, device="cuda").to(memory_format=memory_format)
+    with torch.backends.cudnn.flags(enabled=cudnn, allow_tf32=False, deterministic=True):
+        model = network("resnet18", 2, memory_format).cuda()
+        assert served(model.stem(images))
+        got = gradients(model, images)
+        with as_saved_by_autograd():
+            want = gradients(network("resnet18", 2, memory_format).cuda(), images)
+    for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * float(b.abs().max()))
 
 

@@ -116,12 +116,12 @@ def opened(context: BrowserContext, base: str, page: str) -> Iterator[Page]:
     tab.on("pageerror", lambda error: bad.append(f"uncaught {error}"))
     try:
         tab.goto(f"{base}/{page}.html", wait_until="load")
-        tab.evaluate("() => window.MathJax ? MathJax.startup.promise : null")
         if page in WITH_WIDGET:
             tab.wait_for_selector(".rctaf-explorer polyline")
             tab.wait_for_selector(".rctaf-box [role=slider][aria-label]")
         drawn = "() => [...document.querySelectorAll('.plotly-graph-div')].every(p => p.querySelector('.main-svg'))"
         tab.wait_for_function(drawn)
+        tab.wait_for_function("() => [...document.querySelectorAll('.math')].every(m => m.querySelector('.katex'))")
         tab.evaluate("() => document.fonts.ready.then(() => null)")
         yield tab
         tab.wait_for_timeout(200)  # for what the last action asked for
@@ -133,9 +133,9 @@ def opened(context: BrowserContext, base: str, page: str) -> Iterator[Page]:
 def check_complete(tab: Page, page: str) -> None:
     """Mathematics is typeset, and every plot that the file holds is drawn."""
     if page in WITH_MATH:
-        assert tab.locator("mjx-container").count() > 0
-    assert tab.locator("mjx-merror, [data-mjx-error]").count() == 0
-    assert tab.locator("span.math:not(:has(mjx-container)), div.math:not(:has(mjx-container))").count() == 0
+        assert tab.locator(".katex").count() > 0
+    assert tab.locator(".katex-error").count() == 0
+    assert tab.locator(".math:not(:has(.katex math))").count() == 0  # with MathML, for those who hear the page
 
     plots = tab.locator(".plotly-graph-div").all()
     assert len(plots) == (HTML / f"{page}.html").read_text().count('class="plotly-graph-div"')
@@ -148,10 +148,9 @@ def check_complete(tab: Page, page: str) -> None:
 def serious_violations(tab: Page) -> list[str]:
     """What axe finds, serious or critical, on the whole page, the theme's own parts included.
 
-    Left out: the bibliography, where docutils writes ``doc-biblioentry`` into a list and axe wants ``listitem``;
-    and what MathJax makes of a formula, hundreds of nodes each, with MathML of its own for screen readers.
+    Left out: the bibliography, where docutils writes ``doc-biblioentry`` into a list and axe wants ``listitem``.
     """
-    context = {"exclude": [[".citation-list"], ["mjx-container"]]}
+    context = {"exclude": [[".citation-list"]]}
     options = {"preload": False, "resultTypes": ["violations"]}  # preload: axe would fetch the style sheets again
     return [
         f"{violation['id']}: {node['html'][:150]}"

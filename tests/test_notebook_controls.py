@@ -150,8 +150,19 @@ def test_no_norm_against_norm():
         lambda c: c.activation == "rctaf" and round(c.curvature, 9) in (0.5, 2, 7, 25),
     )
     verdicts = controls.no_norm(frame, with_norm, VALUE)
-    assert outcomes(verdicts) == ["supported", "supported"]
-    assert outcomes(controls.no_norm(frame, with_norm.iloc[:0], VALUE)) == ["not testable", "supported"]
+    assert outcomes(verdicts) == ["supported", "supported", "supported"]
+    assert outcomes(controls.no_norm(frame, with_norm.iloc[:0], VALUE)) == ["not testable", "not testable", "supported"]
+
+    # a curvature at which nothing learns makes all the difference, and none where only the others count
+    flat = 0.7 + 0.001 * np.log(frame["curvature"]) * (frame["seed"] + 1)
+    lost = frame["curvature"].round(9) == 0.5
+    frame = frame.assign(**{VALUE: np.where(lost, 0.1, flat), "clean_accuracy": np.where(lost, 0.1, 0.95)})
+    wide = with_norm.assign(**{VALUE: 0.7 + 0.01 * np.log(with_norm["curvature"]) * (with_norm["seed"] + 1)})
+    verdicts = controls.no_norm(frame, wide, VALUE)
+    assert outcomes(verdicts)[:2] == ["supported", "not supported"]
+    assert verdicts[1].measured.startswith("max|σ''| 2, 7, 25. ")
+    nothing = frame.assign(clean_accuracy=0.1)
+    assert outcomes(controls.no_norm(nothing, wide, VALUE))[1] == "not testable"
 
 
 @pytest.mark.parametrize("seeds", [0, 1, 2])
@@ -189,7 +200,7 @@ def test_page_without_records(store):
     execute_notebook(PAGE, store / "out.ipynb")
     assert outputs(store / "out.ipynb", "application/vnd.plotly.v1+json") == []
     boxes = [box for box in outputs(store / "out.ipynb", "text/html") if 'class="verdict"' in box]
-    assert len(boxes) == 3 + 3 + 1 + 4 + 2
+    assert len(boxes) == 3 + 3 + 1 + 4 + 3
     assert all("Verdict: not testable" in box for box in boxes)
     text = " ".join(outputs(store / "out.ipynb", "text/markdown"))
     assert "60 runs are missing: `python -m rctaf.runs run grids/digits/controls/gain.yaml` makes them" in text
@@ -209,7 +220,7 @@ def test_page_reads_the_records_back(store):
         "not supported", "supported", "not supported", "not supported", "supported", "supported", "supported"
     ]  # fmt: skip
     # figure_3 has ten seeds and the store five of them: the five complete ones are judged
-    assert found[7:] == ["not supported", "supported", "supported", "supported", "supported", "supported"]
+    assert found[7:] == ["not supported", *["supported"] * 6]
     drawn = outputs(out, "application/vnd.plotly.v1+json")
     assert len(drawn) == 2 + 2 + 1 + 3 + 2
     # every mean of the first figure against a loop over the files

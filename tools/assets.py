@@ -1,6 +1,6 @@
 """Gather into vendor/ everything that a page of the book loads in the browser. Instant when nothing changed.
 
-MathJax, RequireJS, Plotly and the ipywidgets HTML manager come by ``npm ci`` from the committed lock
+KaTeX, RequireJS, Plotly and the ipywidgets HTML manager come by ``npm ci`` from the committed lock
 file (npm itself from PyPI); anywidget comes from the Python package that wrote the pages. Plotly is the
 part for plane figures, a third of the whole, which a browser reads that much sooner; its version must
 be the one for which the Python package writes.
@@ -40,14 +40,13 @@ def gather(vendor: Path) -> None:
     """Copy the browser assets, node_modules being complete, into an empty folder."""
     modules = ROOT / "node_modules"
     widgets = vendor / "widgets"
-    mathjax = vendor / "mathjax"
+    katex = vendor / "katex"
     widgets.mkdir(parents=True)
-    mathjax.mkdir()
-    shutil.copy(modules / "mathjax/es5/tex-chtml-full.js", mathjax)
-    shutil.copytree(modules / "mathjax/es5/output/chtml/fonts", mathjax / "output/chtml/fonts")
-    # the expression explorer of MathJax reads formulas aloud; its rules are fetched when it is switched on
-    shutil.copytree(modules / "mathjax/es5/a11y", mathjax / "a11y")
-    shutil.copytree(modules / "mathjax/es5/sre", mathjax / "sre")
+    (katex / "fonts").mkdir(parents=True)
+    for file in ("katex.min.js", "katex.min.css"):
+        shutil.copy(modules / "katex/dist" / file, katex)
+    for font in (modules / "katex/dist/fonts").glob("*.woff2"):  # its other formats are for browsers of long ago
+        shutil.copy(font, katex / "fonts")
     shutil.copy(modules / "requirejs/require.js", widgets)
     html_manager = modules / "@jupyter-widgets/html-manager/dist"
     shutil.copy(html_manager / "embed-amd.js", widgets)

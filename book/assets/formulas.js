@@ -1,22 +1,31 @@
-// Lets MathJax typeset the formulas in view first and the others in small portions, so that a page with
-// hundreds of them answers from the start. MathJax.startup.promise is fulfilled when all are done.
+// Typesets the formulas of a page, \( \) within a line and \[ \] or \begin{} by themselves, with KaTeX: those in
+// view at once, the others as soon as the page has loaded. What KaTeX cannot read stays as it is written, in red.
 (() => {
   "use strict";
-  const PORTION = 5; // formulas between two chances to answer the reader
-  const pause = () => new Promise((resolve) => setTimeout(resolve));
-  const inView = (element) => {
-    const { top, bottom } = element.getBoundingClientRect();
-    return bottom > 0 && top < innerHeight;
-  };
-  const pageReady = async () => {
-    const formulas = [...document.querySelectorAll(".math")];
-    const seen = new Set(formulas.filter(inView));
-    const order = [...seen, ...formulas.filter((element) => !seen.has(element))];
-    for (let i = 0; i < order.length; i += PORTION) {
-      await MathJax.typesetPromise(order.slice(i, i + PORTION));
-      await pause();
+  const FORMULA = /^\s*(?:\\\(([^]*)\\\)|\\\[([^]*)\\\]|(\\begin[^]*))\s*$/;
+  const typeset = (place) => {
+    for (const node of [...place.childNodes]) {
+      const found = node.nodeType === Node.TEXT_NODE && FORMULA.exec(node.data);
+      if (!found) continue; // such as the number of an equation
+      const formula = document.createElement("span");
+      const displayMode = found[1] === undefined;
+      katex.render(found[1] ?? found[2] ?? found[3], formula, { displayMode, throwOnError: false, strict: "ignore" });
+      node.replaceWith(...formula.childNodes);
     }
-    await MathJax.typesetPromise(); // whatever stands elsewhere
   };
-  window.MathJax = { ...window.MathJax, startup: { pageReady } };
+  const places = [...document.querySelectorAll(".math")];
+  const below = places.find((place) => place.getBoundingClientRect().top > innerHeight);
+  // a link into the page must find its place: all come first then
+  const first = below && !location.hash ? places.indexOf(below) : places.length;
+  places.slice(0, first).forEach(typeset);
+  const reachable = () => {
+    for (const display of document.querySelectorAll(".katex-display")) {
+      if (display.scrollWidth > display.clientWidth) display.tabIndex = 0; // else no key scrolls it
+    }
+  };
+  const rest = () => {
+    places.slice(first).forEach(typeset);
+    requestAnimationFrame(() => document.fonts.ready.then(reachable)); // how wide they are depends on the fonts
+  };
+  addEventListener("load", () => setTimeout(rest));
 })();

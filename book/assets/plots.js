@@ -1,6 +1,6 @@
-// Draws the Plotly figures of a page, one after the other so that the page stays responsive, in the
-// colours of the page, now and whenever the reader switches between light and dark. (The widget does
-// this by itself.) A click on a point that names its runs opens their records.
+// Draws the Plotly figures of a page, those in view at once and the others, for which Plotly need not be there
+// before, one by one when nothing else is to be done, in the colours of the page, now and whenever the reader switches between light and dark. (The widget
+// does this by itself.) A click on a point that names its runs opens their records.
 (() => {
   "use strict";
   const theme = () => (document.documentElement.dataset.theme === "dark" ? "dark" : "light");
@@ -31,9 +31,28 @@
     const root = document.documentElement.dataset.content_root || "./";
     location.href = `${root}notebooks/figures/records.html#${point.customdata.split(" ").join(",")}`;
   };
+  const inView = (element) => {
+    const { top, bottom } = element.getBoundingClientRect();
+    return bottom > 0 && top < innerHeight;
+  };
+  const address = new URL("plotly.min.js", document.currentScript.src).href;
+  const plotly = () =>
+    new Promise((resolve) => {
+      if (window.Plotly) return resolve(); // on pages with widgets, where it must come before RequireJS
+      const script = Object.assign(document.createElement("script"), { src: address, onload: resolve });
+      document.head.append(script);
+    });
+  const loaded = new Promise((resolve) => addEventListener("load", resolve));
+  const idle = () => new Promise((resolve) => requestIdleCallback(resolve, { timeout: 2000 }));
   const draw = async () => {
-    for (const plot of document.querySelectorAll(".plotly-graph-div")) {
-      await new Promise((resolve) => setTimeout(resolve)); // whatever the reader did meanwhile comes first
+    const plots = [...document.querySelectorAll(".plotly-graph-div")];
+    const seen = new Set(plots.filter(inView));
+    for (const plot of [...seen, ...plots.filter((plot) => !seen.has(plot))]) {
+      if (!seen.has(plot)) {
+        await loaded;
+        await idle();
+      }
+      await plotly();
       const source = plot.querySelector("script");
       const figure = JSON.parse(source.textContent);
       source.remove();

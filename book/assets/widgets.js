@@ -8,8 +8,4 @@
       "@jupyter-widgets/html-manager/dist": root,
     },
   });
-  // ipywidgets hands every label to MathJax 2, whose interface MathJax 3 lacks; the labels hold no mathematics
-  addEventListener("load", () => {
-    if (globalThis.MathJax) MathJax.Hub ??= { Queue() {} };
-  });
 })();
