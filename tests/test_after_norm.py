@@ -221,6 +221,16 @@ def test_checkpoints_and_transforms_see_the_plain_function():
     torch.testing.assert_close((back * v).sum(), want.sum())  # <J' 1, v> = <1, J v>
 
 
+def test_a_network_compiles_whole():
+    torch._dynamo.reset()
+    images = torch.randn(8, 3, 8, 8)
+    plain = gradients(network("resnet_small", 2), images)
+    model = network("resnet_small", 2)
+    compiled = gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), images)
+    for a, b in zip(compiled[:2], plain[:2], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * float(b.abs().max()))
+
+
 def checkpointed(model: nn.Module) -> nn.Module:
     class Checkpointed(nn.Module):
         def __init__(self) -> None:
