@@ -98,11 +98,11 @@ def _norm_behind(y: Tensor) -> _Norm | None:
     weight, bias = node._saved_weight, getattr(node.next_functions[2][0], "variable", None)
     if weight is None or bias is None:
         return None
-    mean, inverse_std = node._saved_result1, node._saved_result2
     eps = node._saved_eps if hasattr(node, "_saved_eps") else node._saved_epsilon
-    with torch.no_grad():
+    with torch.no_grad():  # in single precision at least, which the kernels ask for
+        mean, inverse_std = _kernels.widen(node._saved_result1), _kernels.widen(node._saved_result2)
         scale = inverse_std * weight
-        shift = torch.addcmul(bias, mean, scale, value=-1)
+        shift = torch.addcmul(_kernels.widen(bias), mean, scale, value=-1)
     return _Norm(node._saved_input, weight, bias, scale, shift, eps)
 
 

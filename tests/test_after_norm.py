@@ -96,6 +96,24 @@ def test_gradients_on_a_gpu(cudnn, memory_format):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_network_in_another_precision_throughout(dtype):
+    norm, activation = nn.BatchNorm2d(48).to(dtype), RCTAF(7.0, 2)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(8, 48, 6, 6).to(dtype).requires_grad_()
+    grad = torch.randn(8, 48, 6, 6).to(dtype)
+    assert served(activation(norm(x)))
+    got = torch.autograd.grad(activation(norm(x)), [x, *norm.parameters()], grad)
+    with as_saved_by_autograd():
+        want = torch.autograd.grad(activation(norm(x)), [x, *norm.parameters()], grad)
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == dtype
+        # where the argument is rounded to its other neighbour, the slope moves by alpha times that
+        difference = (a.double() - b.double()).norm() / b.double().norm()
+        assert difference < 14 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_norms_output_is_had_again_to_the_last_bit(dtype, memory_format):
