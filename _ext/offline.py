@@ -22,10 +22,8 @@ def page_assets(app: Sphinx, pagename: str, templatename: str, context: dict, do
         script("formulas.js", 190)  # formulas first: they take a tenth of a second, plots many
     if 'class="table records"' in body:
         script("records.js", 230)
-    if widgets:  # after every script of the theme, for the same reason
-        script("widgets/require.js", 900)
-        script("widgets.js", 901)
-        script("widgets/embed-amd.js", 902)
+    if widgets:
+        script("widgets.js", 900)  # after every script of the theme, for the same reason
 
 
 def drop_thebe(app: Sphinx) -> None:
