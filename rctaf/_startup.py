@@ -1,8 +1,22 @@
-"""What makes a process of this project start sooner."""
+"""How a process of this project starts, and ends."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+def command(main: Callable[[], int]) -> NoReturn:
+    """Run a command line. That its reader has seen enough (``| head``) is no error of it."""
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        status = 0
+    sys.exit(status)
 
 
 def import_nbformat() -> None:

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 
+from rctaf._startup import command
 from rctaf.config import Grid, RunConfig, explain
 
 RECORD_SCHEMA = 1
@@ -249,4 +250,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -38,7 +38,7 @@ from unittest import mock
 import scipy  # its parts load when first used
 
 from rctaf import records
-from rctaf._startup import import_nbformat
+from rctaf._startup import command, import_nbformat
 from rctaf.config import Grid, RunConfig
 from rctaf.records import ROOT, Record, kept_path, local_dir, results_dir
 
@@ -498,4 +498,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -1,6 +1,8 @@
 """The store: whole or absent, honest about its id, committed evidence first."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -157,3 +159,11 @@ def test_show(capsys):
     assert str(path) in capsys.readouterr().out
     assert records.main(["show", "nothing"]) == 1
     assert "no record 'nothing'" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    records.write(record())
+    # the reader is gone long before the program has started and prints
+    program = f"{sys.executable} -m rctaf.records show {record().run_id} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
