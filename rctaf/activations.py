@@ -215,7 +215,12 @@ def activate_sum(activation: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     RCT-AF saves what its summands are made of in place of their sum: of a batch norm's output nothing, of another
     tensor the tensor itself, which a residual network keeps as the input of its next convolution.
     """
-    hooks = activation._forward_hooks, activation._forward_pre_hooks, activation._backward_hooks
+    hooks = (
+        activation._forward_hooks,
+        activation._forward_pre_hooks,
+        activation._backward_hooks,
+        activation._backward_pre_hooks,
+    )
     if (
         type(activation) is RCTAF
         and activation.beta > 0  # order 0 saves its output alone
