@@ -9,13 +9,15 @@ from typing import NoReturn
 
 
 def command(main: Callable[[], int]) -> NoReturn:
-    """Run a command line. That its reader has seen enough (``| head``) is no error of it."""
+    """Run a command line. That its reader has seen enough (``| head``), or its user (Ctrl-C), is no error of it."""
     try:
         status = main()
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
         status = 0
+    except KeyboardInterrupt:
+        status = 130  # 128 + SIGINT, as shells count
     sys.exit(status)
 
 

@@ -24,15 +24,16 @@ import itertools
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 from unittest import mock
 
 import scipy  # its parts load when first used
@@ -249,7 +250,7 @@ def run(path: Path, jobs: int) -> int:
     live = sys.stderr.isatty()
     if not live:
         bar.mininterval = 30  # a log file wants a line now and then
-    with open(log, "w") as output, bar, subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output) as scheduler:
+    with open(log, "w") as output, bar, _ending_with_this(command, output) as scheduler:
         running = True
         while running:
             running = scheduler.poll() is None  # asked before the store is read: the last look misses nothing
@@ -267,6 +268,35 @@ def run(path: Path, jobs: int) -> int:
     if scheduler.returncode and not failed:
         print(f"snakemake stopped with status {scheduler.returncode}; its output: {_shown(log)}", file=sys.stderr)
     return status(path)
+
+
+@contextmanager
+def _ending_with_this(command: list[str], output: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does not outlive this one, nor do the runs it started, when this one is told to end.
+
+    Snakemake alone, when terminated, would first finish the runs that it has begun. kill -9 cannot be heard.
+    """
+    import psutil  # comes with snakemake
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        with subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output) as process:
+            try:
+                yield process
+            except BaseException:
+                with suppress(psutil.NoSuchProcess):
+                    started = psutil.Process(process.pid).children(recursive=True)
+                    for each in (psutil.Process(process.pid), *started):
+                        with suppress(psutil.NoSuchProcess):
+                            each.terminate()
+                process.wait()
+                print("stopped; the same command goes on from here", file=sys.stderr)
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # --- how long ----------------------------------------------------------------------------------

@@ -143,6 +143,26 @@ def test_batch_survives_kill_and_repeats_nothing(store, grid):
     assert (records.local_dir(ids[5]) / "notebook.ipynb").exists()
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="counts the orphans in /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_outlives_a_batch_that_is_told_to_end(store, number):
+    (store / "hold").touch()
+    grid = store / "two.yaml"
+    grid.write_text("name: two\nscale: trains nothing\nblocks: [{base: {epochs: 2}, axes: {seed: [3, 4]}}]")
+    batch = start("run", grid, "-j", 2)
+    wait_for(lambda: {3, 4} <= executions(store).keys())
+    # kill tells one process, Ctrl-C all of them
+    (os.kill if number == signal.SIGTERM else os.killpg)(batch.pid, number)
+    _, err = batch.communicate(timeout=60)
+    assert batch.returncode == 128 + number
+    assert "stopped; the same command goes on" in err
+    assert "Traceback" not in err
+    orphans = [pid for pids in executions(store).values() for pid in pids]
+    wait_for(lambda: not any(map(alive, orphans)), 30)
+    states = [runs.state(run_id)[0] for run_id in Grid.load(grid).cells()]
+    assert states == ["interrupted", "interrupted"]  # no failure: the next call takes them up
+
+
 def test_exec_names_what_is_wrong(store, grid, cell, monkeypatch, capsys):
     for wrong in ("nonsense", "6"):
         with pytest.raises(SystemExit, match=f"has no run '{wrong}'"):
