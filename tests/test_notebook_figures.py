@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from synthetic import fill
@@ -85,6 +86,14 @@ def ids(folder: Path, name: str, **settings) -> list[str]:
         run_id for run_id, config in cells.items()
         if all(getattr(config, key) == (pytest.approx(v) if key == "curvature" else v) for key, v in settings.items())
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [("clean_accuracy", 0.0, 1.0), ("other", -5.4, 7.3)])
+def test_interval_of_an_accuracy_stays_within_0_and_1(value, low, high):
+    # two seeds, t = 12.7: 0.95 ± 6.35
+    frame = pd.DataFrame({"activation": "rct", "beta": 1, "curvature": 2.0, "id": ["a", "b"], value: [0.45, 1.45]})
+    (cell,) = figures.cells(frame, value).itertuples()
+    assert (cell.low, cell.high) == pytest.approx((low, high), abs=0.01)
 
 
 def test_figure_3(store, tmp_path):
