@@ -56,7 +56,7 @@ from torch.autograd.profiler import profile
 from rctaf import RCTAF, _kernels, alpha_for_curvature, make_activation
 from rctaf.models import make_model
 from rctaf.paper import TABLE_2
-from rctaf.records import ROOT, provenance, results_dir, write_text
+from rctaf.records import ROOT, provenance, results_dir, source, write_text
 
 CURVATURE = 7.0  # Table 1's tuned variants
 SHAPES = {"activation": (128, 64, 32, 32), "training_step": (128, 3, 32, 32)}
@@ -212,7 +212,7 @@ def save(file: str, start: tuple[float, float], content: dict[str, Any]) -> Path
     record = {
         "cores": os.cpu_count(),
         "load_before": round(start[1], 2),  # processes that wanted a core when it began: 0 on an idle machine
-        "provenance": provenance(start[0]),
+        "provenance": provenance(start[0], source()),
     }
     path = results_dir() / "benchmarks" / file
     write_text(path, json.dumps(record | content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
@@ -301,9 +301,9 @@ def run(what: str, device: torch.device, rounds: int, batch: int, modes: list[st
     shape = (batch, *SHAPES[what][1:])
     chosen = {key: make for key, make in variants(what).items() if key[1] in modes or key == ("relu", "eager")}
     rows = measure(what, device, shape, rounds, chosen)
-    source = provenance(start[0]) | {"activation_kernel": _kernels.fused_by(device.type)}
+    origin = provenance(start[0], source()) | {"activation_kernel": _kernels.fused_by(device.type)}
     if device.type == "cpu":  # also where there is a GPU besides
-        source["device"] = f"{platform.machine()} CPU"
+        origin["device"] = f"{platform.machine()} CPU"
     record = {
         "benchmark": what,
         "device_type": device.type,
@@ -312,12 +312,12 @@ def run(what: str, device: torch.device, rounds: int, batch: int, modes: list[st
         "curvature": CURVATURE,
         "rounds": rounds,
         "rows": rows,
-        "provenance": source,
+        "provenance": origin,
     }
-    place = f"cpu_{source['threads']}t"
+    place = f"cpu_{origin['threads']}t"
     if device.type == "cuda":
-        place = re.sub(r"\W+", "_", source["device"].lower())
-    elif source["activation_kernel"] == "PyTorch":
+        place = re.sub(r"\W+", "_", origin["device"].lower())
+    elif origin["activation_kernel"] == "PyTorch":
         place += "_no_kernel"
     path = save(f"{what}_{place}.json", start, record)
     before = committed(path.name)

@@ -27,7 +27,7 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
-from rctaf.records import ROOT, provenance, results_dir, write_text
+from rctaf.records import ROOT, provenance, results_dir, source, write_text
 
 sys.path.insert(0, str(ROOT / "tools"))
 from build_book import pages
@@ -153,9 +153,8 @@ def main() -> int:
         )
     for name, row in result["slider_ms"].items():
         print(f"{name}: a slider answers in {row['median']:.0f} ms, at worst {row['slowest']:.0f} ms")
-    write_text(
-        args.out, json.dumps({"benchmark": "pages", **result, "provenance": provenance(started)}, indent=1) + "\n"
-    )
+    record = {"benchmark": "pages", **result, "provenance": provenance(started, source())}
+    write_text(args.out, json.dumps(record, indent=1) + "\n")
     return 0
 
 

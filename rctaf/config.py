@@ -6,10 +6,12 @@ Papermill parameters, YAML grids, the command line and the id of a run all come 
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import itertools
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +63,27 @@ def parse_epsilon(text: str) -> float:
     if not 0 < value <= 1:
         raise ValueError(f'epsilon must be a number in (0, 1] such as "8/255" or "0.15", got {text!r}')
     return float(value)
+
+
+def canonical_epsilon(text: str) -> str:
+    """One way to write each budget, so that it cannot split an experiment into two ids.
+
+    >>> [canonical_epsilon(text) for text in ("8 / 255", "16/510", "0.150", "1/7")]
+    ['8/255', '8/255', '0.15', '1/7']
+
+    Raises:
+        ValueError: as :func:`parse_epsilon`.
+    """
+    parse_epsilon(text)
+    value = Fraction(text.replace(" ", ""))
+    finite = value.denominator
+    for prime in (2, 5):
+        while finite % prime == 0:
+            finite //= prime
+    if finite == 1:
+        return format(Decimal(value.numerator) / value.denominator, "f")
+    pixels = value * 255
+    return f"{pixels}/255" if pixels.denominator == 1 else str(value)
 
 
 def _unused(settings: dict[str, Any]) -> set[str]:
@@ -133,7 +156,7 @@ class RunConfig(BaseModel):
     epsilon_larger: str | None = Field("0.2", description="a second, larger budget for PGD-20")
     autoattack: Literal["none", "screening", "standard"] = "screening"
     hessian_images: int = Field(128, ge=1, description="images over which the Hessian is averaged")
-    hessian_probes: int = Field(256, ge=0, description="at most this many probes; 0 skips the measurement")
+    hessian_probes: int = Field(256, ge=0, description="at most this many probes, 64 or more; 0 skips the measurement")
 
     @model_validator(mode="before")
     @classmethod
@@ -149,16 +172,28 @@ class RunConfig(BaseModel):
         missing = [name for name, needed in needs.items() if needed and getattr(self, name) is None]
         if missing:
             raise ValueError(f"{', '.join(missing)}: must be given with this lr_schedule or averaging")
+        # nothing of what was asked for would happen: the average would be the weights at the start
+        for name in ("awp_from", "averaging_from"):
+            first = getattr(self, name)
+            if first is not None and first > self.epochs:
+                raise ValueError(f"{name}={first} is after the last epoch, {self.epochs}")
         if self.gain not in (None, 1) and self.network not in ("resnet_small", "resnet18"):
             raise ValueError(f"gain={self.gain:g} needs resnet_small or resnet18, got {self.network}")
         return self
 
-    @field_validator("epsilon", "attack_step_size", "epsilon_larger")
+    @field_validator("epsilon", "attack_step_size", "epsilon_larger", mode="before")
     @classmethod
-    def _budget(cls, text: str | None) -> str | None:
-        if text is not None:
-            parse_epsilon(text)
-        return text
+    def _budget(cls, value: Any) -> Any:
+        # papermill's -p gives a number where one is written
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return canonical_epsilon(str(value)) if number or isinstance(value, str) else value
+
+    @field_validator("hessian_probes")
+    @classmethod
+    def _probes(cls, number: int) -> int:
+        if 0 < number < 64:
+            raise ValueError("an interval needs at least 64 probes; 0 skips the measurement")
+        return number
 
     @property
     def run_id(self) -> str:
@@ -194,8 +229,24 @@ class RunConfig(BaseModel):
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> RunConfig:
-        """Read the settings from a notebook's globals, after papermill injected its parameters."""
+        """Read the settings from a notebook's globals, after papermill injected its parameters.
+
+        Raises:
+            ValueError: papermill was given a name that is no setting (it warns only), or a value out of range.
+        """
+        injected = (cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n"))
+        for cell in injected:
+            if unknown := sorted(set(assigned_names(cell)) - set(cls.model_fields)):
+                raise ValueError(f"no such setting: {', '.join(unknown)}; there are {', '.join(cls.model_fields)}")
         return cls(**{name: namespace[name] for name in cls.model_fields if name in namespace})
+
+
+def assigned_names(code: str) -> list[str]:
+    """The names that a cell of parameters assigns."""
+    targets: list[Any] = []
+    for node in ast.parse(code).body:
+        targets += node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 class Block(BaseModel):
@@ -279,6 +330,7 @@ def explain(error: Exception) -> str:
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
-        given = "" if item["type"] == "missing" else f"={item['input']!r}"
-        lines.append(f"{where}{given}: {item['msg']}")
+        # a rule between several fields names them itself, and its input is the whole configuration
+        given = "" if item["type"] == "missing" or not where else f"={item['input']!r}"
+        lines.append(f"{where}{given}: {item['msg']}" if where else item["msg"])
     return "; ".join(lines)

@@ -7,7 +7,6 @@ stand in for this interpreter. The book and the batch both execute notebooks her
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -26,6 +25,8 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
+from rctaf.config import assigned_names
+
 
 class NotebookError(RuntimeError):
     """A notebook could not be executed to its end; the message is one line saying where and why."""
@@ -40,11 +41,7 @@ def parameter_names(src: Path | str) -> list[str]:
     """The names assigned in the first code cell tagged ``parameters``; empty where there is none."""
     for cell in nbformat.read(src, as_version=4).cells:
         if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
-            names = []
-            for node in ast.parse(cell.source).body:
-                targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-                names += [target.id for target in targets if isinstance(target, ast.Name)]
-            return names
+            return assigned_names(cell.source)
     return []
 
 

@@ -189,15 +189,29 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def provenance(started: float) -> dict[str, Any]:
-    """Where, when and with what a run was made; ``started`` is its ``time.time()``."""
+def source() -> dict[str, Any]:
+    """Which code this is: ``git_commit`` and ``git_dirty``, both None where git cannot say.
+
+    Asked when a run begins: while it goes on, the checkout may move to another commit.
+    """
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+        except OSError:  # no git on this machine
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # whether what a run executes differs from that commit; prose and other records do not matter
+    changes = git("status", "--porcelain", "--", "rctaf", "notebooks/experiments")
+    return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
+
+
+def provenance(started: float, source: dict[str, Any]) -> dict[str, Any]:
+    """Where, when and with what a run was made: its ``time.time()`` and :func:`source` when it began, and the rest."""
     import torch
 
     from rctaf import _kernels
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
-        return done.stdout.strip()
 
     versions = {}
     for name in _PACKAGES:
@@ -207,9 +221,7 @@ def provenance(started: float) -> dict[str, Any]:
             continue
     cuda = torch.cuda.is_available()
     return {
-        "git_commit": git("rev-parse", "HEAD") or None,
-        # whether what a run executes differs from that commit; prose and other records do not matter
-        "git_dirty": bool(git("status", "--porcelain", "--", "rctaf", "notebooks/experiments")),
+        **source,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "wall_s": round(time.time() - started, 2),
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
@@ -220,15 +232,15 @@ def provenance(started: float) -> dict[str, Any]:
     }
 
 
-def keep(grid: Grid) -> int:
-    """Copy this machine's finished records of a grid to the committed evidence; returns how many."""
-    count = 0
+def keep(grid: Grid) -> list[Record]:
+    """Copy this machine's finished records of a grid to the committed evidence; returns them."""
+    copied = []
     for run_id in grid.cells():
         path = local_dir(run_id) / "run.json"
         if path.exists() and not kept_path(run_id).exists():
-            write_text(kept_path(run_id), read(path).to_json())
-            count += 1
-    return count
+            copied.append(read(path))
+            write_text(kept_path(run_id), copied[-1].to_json())
+    return copied
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -238,7 +250,10 @@ def main(argv: list[str] | None = None) -> int:
     verbs.add_parser("keep", help="make a grid's finished runs committed evidence").add_argument("grid")
     args = parser.parse_args(argv)
     if args.verb == "keep":
-        print(f"{keep(Grid.load(args.grid))} records copied to {results_dir() / 'runs'}")
+        copied = keep(Grid.load(args.grid))
+        print(f"{len(copied)} records copied to {results_dir() / 'runs'}")
+        if unknown := [record.run_id for record in copied if record.provenance.get("git_dirty") is not False]:
+            print(f"not of a commit, so nobody can repeat them exactly: {' '.join(unknown)}", file=sys.stderr)
         return 0
     record = load(args.id)
     if record is None:

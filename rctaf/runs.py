@@ -143,6 +143,9 @@ def execute(config: RunConfig) -> str:
         with locked(batch_dir() / "locks" / run_id, patience):
             if finished(run_id):
                 return "already done"
+            # what a killed attempt was writing; whoever holds the lock is the only writer
+            for partial in folder.glob(".*"):
+                partial.unlink()
             with lent_gpu():
                 failure = folder / "failed.json"
                 failure.unlink(missing_ok=True)

@@ -38,6 +38,10 @@ def test_one_experiment_has_one_id():
     assert RunConfig(method="standard", lam=2, attack_steps=9) == RunConfig(method="standard")
     assert RunConfig(activation="relu", alpha_learned=True) == RunConfig(activation="relu")
     assert RunConfig(norm="none", gain=10) == RunConfig(norm="none")
+    # nor can another way to write the same number
+    for same in (["8/255", "8 / 255", "16/510"], ["0.15", "0.150", "3/20", 0.15], ["0.2", "51/255", ".2"]):
+        assert len({RunConfig(epsilon=text, attack_step_size=text).run_id for text in same}) == 1
+        assert RunConfig(epsilon=same[-1]).epsilon == same[0]
     # and every setting that it does use tells two experiments apart
     changed = [{}, {"alpha": 7}, {"beta": 2}, {"seed": 1}, {"lam": 5}, {"method": "pgd"}, {"epsilon": "8/255"}]
     changed += [{"gain": 10.0}, {"head_lr": 0.01}, {"alpha_learned": True}]
@@ -54,7 +58,13 @@ def test_one_experiment_has_one_id():
         ({"beta": 1.5}, "integer"),
         ({"activation": "rleu"}, "'relu'"),
         ({"epsilon": "8/0"}, 'such as "8/255"'),
-        ({"epsilon": 0.15}, "string"),
+        ({"epsilon": True}, "string"),
+        (
+            {"averaging": "step", "averaging_decay": 0.9, "averaging_from": 21},
+            "averaging_from=21 is after the last epoch",
+        ),
+        ({"awp": 0.005, "awp_from": 21}, "awp_from=21 is after the last epoch, 20"),
+        ({"hessian_probes": 32}, "at least 64 probes"),
         ({"epsilon": "2"}, r"\(0, 1\]"),
         ({"epochs": 0}, "greater than or equal to 1"),
         ({"autoattack": "quick"}, "'screening'"),

@@ -1,6 +1,7 @@
 """The frozen network against the network itself, in float64."""
 
 import copy
+import random
 
 import pytest
 import torch
@@ -93,9 +94,9 @@ def test_a_norm_that_two_read_and_one_that_reads_no_convolution():
 
 
 class OwnForward(nn.Module):
-    def __init__(self):
+    def __init__(self, channels=2):
         super().__init__()
-        self.conv = nn.Conv2d(2, 2, 1)
+        self.conv = nn.Conv2d(channels, 2, 1)
 
 
 class AsksForTheMode(OwnForward):
@@ -186,8 +187,36 @@ def test_what_cannot_be_frozen_says_why():
         def forward(self, x):
             return (self.conv(x) + torch.randn(1)).flatten(1)
 
+    class Padded(OwnForward):  # a random-padding defence, by a generator that torch does not know
+        def forward(self, x):
+            left = random.randrange(5)
+            return self.conv(nn.functional.pad(x, (left, 4 - left))).flatten(1)
+
+    class WithRelu(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    class Counts(OwnForward):  # a different function every time, without any random number
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.calls * self.conv(x).flatten(1)
+
+    def hooked(register):
+        model = nn.Sequential(copy.deepcopy(conv), nn.Flatten())
+        getattr(model[0], register)(lambda *_: None)
+        return model
+
     for model, message in [
-        (Noisy(), "makes a tensor that does not depend on its input"),
+        (Padded(1), "draws random numbers"),
+        (Counts(1), "does something that its trace does not show"),
+        (nn.Sequential(conv, WithRelu(2)), "holds a WithRelu"),
+        (nn.Sequential(conv, nn.RReLU()), "holds a RReLU"),
+        (hooked("register_forward_pre_hook"), "0 has hooks"),
+        (hooked("register_forward_hook"), "0 has hooks"),
+        (hooked("register_full_backward_hook"), "0 has hooks"),
+        (Noisy(1), "makes a tensor that does not depend on its input"),
         (nn.Sequential(conv, nn.Dropout()), "holds a Dropout"),
         (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")), "holds a Conv2d"),
         (nn.Sequential(conv, Branching()), "cannot be traced"),

@@ -57,8 +57,8 @@ def test_keep_copies_what_is_finished_once():
     grid = Grid(name="g", scale="s", blocks=[{"axes": {"seed": [0, 1]}}])
     finished = record(seed=0)
     records.write(finished)
-    assert records.keep(grid) == 1
-    assert records.keep(grid) == 0
+    assert [kept.run_id for kept in records.keep(grid)] == [finished.run_id]
+    assert records.keep(grid) == []
     assert records.read(records.kept_path(finished.run_id)).kept
     assert not records.kept_path(record(seed=1).run_id).exists()
 
@@ -146,11 +146,35 @@ def test_table_is_one_row_per_record():
 
 
 def test_provenance_says_where_and_with_what():
-    said = records.provenance(time.time() - 2)
+    said = records.provenance(time.time() - 2, {"git_commit": "abc", "git_dirty": True})
     assert said["wall_s"] == pytest.approx(2, abs=1)
     assert said["packages"]["torch"]
     assert said["threads"] >= 1
-    assert len(said["git_commit"] or "0" * 40) == 40
+    assert (said["git_commit"], said["git_dirty"]) == ("abc", True)
+
+
+def git(folder, *words):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    return subprocess.run(
+        ["git", "-C", folder, *who, *words], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_source_is_the_commit_and_whether_the_code_differs(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    assert records.source() == {"git_commit": None, "git_dirty": None}  # no repository
+    (tmp_path / "rctaf").mkdir()
+    (tmp_path / "rctaf" / "code.py").write_text("1")
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "first")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "prose.md").write_text("of no matter")
+    assert records.source() == {"git_commit": commit, "git_dirty": False}
+    (tmp_path / "rctaf" / "code.py").write_text("2")
+    assert records.source() == {"git_commit": commit, "git_dirty": True}
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    assert records.source() == {"git_commit": None, "git_dirty": None}
 
 
 def test_show(capsys):

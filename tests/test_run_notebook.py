@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 import torch
+from papermill.exceptions import PapermillExecutionError
 
 from rctaf import data, evaluation, models, records
 from rctaf.config import RunConfig
@@ -53,6 +55,19 @@ def test_record_holds_every_measurement(record: records.Record) -> None:
         low, high = metrics[name]["rms_interval"]
         assert low <= metrics[name]["rms"] <= high
     assert len(metrics["effective_curvature"]) == 7  # stem and three blocks of two
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [({"alhpa": 7}, "no such setting: alhpa; there are dataset"), ({"n_eval": 501}, "digits has 500 test images")],
+)
+def test_papermill_alone_refuses_what_cannot_be(parameters, message, tmp_path, monkeypatch) -> None:
+    """``papermill -p`` warns at a name that it does not know, and runs on the default."""
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(PapermillExecutionError, match=message):
+        papermill.execute_notebook(RUN, tmp_path / "run.ipynb", parameters=parameters, progress_bar=False)
+    assert not list(tmp_path.glob("local/*"))
 
 
 def test_numbers_belong_to_the_checkpoint(record: records.Record) -> None:

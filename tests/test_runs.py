@@ -182,6 +182,17 @@ def test_exec_names_what_is_wrong(store, grid, cell, monkeypatch, capsys):
         assert capsys.readouterr().out == f"{cell.run_id} {cell.label} already done\n"
 
 
+def test_what_a_killed_attempt_was_writing_is_removed(store, cell, monkeypatch):
+    folder = records.local_dir(cell.run_id)
+    records.write_text(folder / "checkpoint.pt", "whole")
+    torn = folder / ".checkpoint.pt.4711"  # as records.written_whole leaves it when its process is killed
+    torn.write_text("to")
+    monkeypatch.setattr(notebooks, "execute_notebook", lambda *args, **kwargs: records.write(record_of(cell)))
+    assert runs.execute(cell) == "done"
+    assert not torn.exists()
+    assert (folder / "checkpoint.pt").read_text() == "whole"
+
+
 def test_notebook_that_ends_without_a_record_has_failed(store, cell, monkeypatch):
     monkeypatch.setattr(notebooks, "execute_notebook", lambda *args, **kwargs: None)
     with pytest.raises(runs.RunError, match=r"ended without writing .*run\.json"):

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from rctaf.activations import fix_alphas
 from rctaf.config import RunConfig
@@ -152,14 +153,24 @@ def test_every_image_is_used_once_per_epoch_in_parts_of_one_size(digits, monkeyp
     assert not torch.equal(seen[0], seen[2])
 
 
-def test_the_order_of_the_images_does_not_depend_on_the_method():
-    a, b = (loop.make_generators(3, torch.device("cpu")) for _ in range(2))
-    torch.rand(1000, generator=a["attack"])
-    assert torch.equal(torch.randperm(50, generator=a["order"]), torch.randperm(50, generator=b["order"]))
+def test_the_order_of_the_images_does_not_depend_on_the_method(digits, monkeypatch):
+    permutation, orders = torch.randperm, []
+
+    def spy(n, **options):
+        orders[-1].append(permutation(n, **options))
+        return orders[-1][-1]
+
+    monkeypatch.setattr(torch, "randperm", spy)
+    for method in ({"method": "standard"}, {"method": "trades"}, {"method": "dajat", "auto_views": 1}):
+        orders.append([])
+        run(config(**method, epochs=2, augment="crop", seed=5), digits)
+    for found in orders[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(orders[0], found, strict=True))
+    assert not torch.equal(*orders[0])
     first = {
         name: torch.rand(1, generator=g).item() for name, g in loop.make_generators(3, torch.device("cpu")).items()
     }
-    assert len(set(first.values())) == 3
+    assert len(set(first.values())) == 4
 
 
 def test_decay_gains_chooses_what_weight_decay_acts_on():
@@ -270,6 +281,27 @@ def test_schedules_are_the_recipes():
     assert [schedules.learning_rate(c, e) for e in (1, 74, 75, 76)] == pytest.approx([0.1, 0.1, 0.01, 0.01])
     assert schedules.budget(config(epsilon="8/255"), 1) == schedules.Budget(8 / 255, 2, 2 / 255)
     assert schedules.budget(config(epsilon="0.031", attack_step_size="0.007"), 1).step_size == 0.007
+
+
+@pytest.mark.parametrize("method", ["pgd", "trades", "mart", "dajat", "dkl"])
+def test_bf16_is_for_the_network_and_not_for_the_loss(method, digits, monkeypatch):
+    """Autocast on a CPU leaves softmax and logarithms in the precision of their input."""
+    seen = []
+
+    def spy(name, function):
+        def call(x, *args, **kwargs):
+            seen.append((name, x.dtype))
+            return function(x, *args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(Tensor, "softmax", spy("softmax", Tensor.softmax))
+    monkeypatch.setattr(Tensor, "log_softmax", spy("log_softmax", Tensor.log_softmax))
+    monkeypatch.setattr(F, "cross_entropy", spy("cross_entropy", F.cross_entropy))
+    monkeypatch.setattr(F, "linear", spy("linear", F.linear))
+    run(config(method=method, precision="bf16", epochs=1, n_train=64), digits)
+    assert {"cross_entropy", "linear"} <= {name for name, _ in seen}
+    assert {dtype for name, dtype in seen if name != "linear"} == {torch.float32}
 
 
 def test_deterministic_algorithms_are_required_inside_and_only_there():

@@ -52,6 +52,14 @@ def test_the_optimisers_step_survives_the_restoration(network):
     torch.testing.assert_close(conv.detach(), before + 1)
 
 
+def test_the_perturbation_ends_with_an_error_too(network):
+    model, x, y = network
+    before = copy.deepcopy(model)
+    with pytest.raises(KeyboardInterrupt), perturbed(model, lambda: F.cross_entropy(model(x), y), gamma=0.1):
+        raise KeyboardInterrupt
+    torch.testing.assert_close(list(model.parameters()), list(before.parameters()))
+
+
 def test_the_average_is_the_recursion(network):
     model, *_ = network
     average = WeightAverage(model, 0.9)

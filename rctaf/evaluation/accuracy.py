@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rctaf.arithmetic import repeatable
 from rctaf.models.norm import eval_mode
 
 
+@repeatable()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> tuple[int, int]:
     """How many images are classified correctly, and how many there are; in eval mode.
 
@@ -30,6 +32,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> t
     return int(correct), len(x)
 
 
+@repeatable()
 def mean_loss(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> float:
     """Mean cross-entropy over the images, in eval mode. Shapes and errors as in :func:`accuracy`."""
     if len(x) == 0 or len(x) != len(y):
@@ -40,6 +43,7 @@ def mean_loss(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> 
     return float(total) / len(x)
 
 
+@repeatable()
 def pgd_accuracy(
     model: nn.Module, x: Tensor, y: Tensor, epsilon: float, steps: int = 20, *, seed: int = 0, batch_size: int = 500
 ) -> tuple[int, int]:

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rctaf.arithmetic import repeatable
 from rctaf.models.frozen import Frozen, Unsupported
 from rctaf.records import write_text
 
@@ -79,6 +80,7 @@ def _adversary(model: nn.Module, epsilon: float, seed: int, device: torch.device
     raise ModuleNotFoundError("neither autoattack nor pyautoattack is installed: pip install 'rctaf[experiments]'")
 
 
+@repeatable()
 def autoattack(
     model: nn.Module,
     x: Tensor,
@@ -92,8 +94,8 @@ def autoattack(
 ) -> dict[str, Any]:
     """Attack a model in the l-infinity ball; returns the entry for the record.
 
-    The model is evaluated in float32 and eval mode on a copy: the caller's model, random generators and
-    tracer are left as they were.
+    The model is evaluated in float32 (:func:`rctaf.arithmetic.repeatable`) and eval mode on a copy: the caller's
+    model, random generators and tracer are left as they were.
 
     Args:
         model: maps images [N, ...] in [0, 1] to logits [N, C], C >= 4.

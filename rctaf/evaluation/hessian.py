@@ -42,6 +42,7 @@ from scipy.special import stdtrit  # of scipy.stats it is the part that loads at
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
 
+from rctaf.arithmetic import repeatable
 from rctaf.models.norm import eval_mode
 
 _GROUPS = 32  # also the probes of one batch: the fastest of 4, 8, 16, 32, 64 on a CPU (20-25 ms a probe)
@@ -213,6 +214,7 @@ class PairMean:
         return (math.sqrt(square + reach) - math.sqrt(square - reach)) / 2 / math.sqrt(square)
 
 
+@repeatable()
 def hessian_diagonal_norm(
     model: nn.Module,
     loss_of_logits: Callable[[Tensor, Tensor], Tensor],
@@ -233,7 +235,7 @@ def hessian_diagonal_norm(
             (``torch.nn.functional.cross_entropy``). For the adversarial loss give adversarial ``x``.
         x: images; y: labels.
         relative: stop when the 95 % interval of the norm is within ± this fraction of it.
-        max_probes: stop there at the latest; rounded up to a multiple of 32, at least 64.
+        max_probes: stop there at the latest, 64 or more; rounded up to a multiple of 32.
         seed: of the probes.
         dtype: float32 or float64; the model itself is not changed.
         batch: probes differentiated at once; lower it when memory is short (the result stays the same).
@@ -243,8 +245,8 @@ def hessian_diagonal_norm(
     """
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"images and labels: {len(x)} and {len(y)} given, expected as many of each, at least one")
-    if relative <= 0 or max_probes < 2:
-        raise ValueError(f"expected relative > 0 and max_probes >= 2, got {relative} and {max_probes}")
+    if relative <= 0 or max_probes < 2 * _GROUPS:
+        raise ValueError(f"expected relative > 0 and max_probes >= {2 * _GROUPS}, got {relative} and {max_probes}")
     with eval_mode(model), warnings.catch_warnings():
         # torch's own rules for forward mode are still written with the deprecated torch.jit.script
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)

@@ -11,8 +11,11 @@ alone. So whatever depends on the weights only is computed once before:
 from __future__ import annotations
 
 import math
+import pickle
+import random
 from typing import Any
 
+import numpy as np
 import torch
 import torch.fx
 import torch.nn.functional as F
@@ -20,11 +23,12 @@ from torch import Tensor, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from rctaf.activations import ACTIVATION_MODULES
+from rctaf.activations import ACTIVATION_MODULES, LearnedRCTAF
 from rctaf.models.norm import SplitBatchNorm2d, eval_mode
 
 _NORMS = (nn.BatchNorm2d, SplitBatchNorm2d)
-_SAME_IN_BOTH_MODES = (*ACTIVATION_MODULES, nn.Linear, nn.Identity, nn.Flatten)
+_SAME_IN_BOTH_MODES = {*ACTIVATION_MODULES, LearnedRCTAF, nn.Linear, nn.Identity, nn.Flatten} - {nn.RReLU}
+_TOLERANCE = 1e-3  # of the largest logit; folding rounds by some 1e-6, any other function is further away
 _MATRIX_ELEMENTS = 2**17  # the largest matrix that was faster than the convolution it stands for
 
 
@@ -43,7 +47,8 @@ class Frozen(nn.Module):
         example: images [N, C, H, W] of the shape, dtype and device to come; N may differ later.
 
     Raises:
-        Unsupported: the forward cannot be traced, or holds a module of another kind.
+        Unsupported: the forward cannot be traced, draws random numbers, or holds a module of another kind (a subclass
+            is one, for its forward may be another) or with hooks; or the result is not the same function.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
     >>> x = torch.rand(5, 1, 4, 4)
@@ -59,6 +64,9 @@ class Frozen(nn.Module):
                 graph = _Tracer().trace(model)
         except Exception as error:  # whatever a forward may raise when it meets a Proxy
             raise Unsupported(f"{type(model).__name__} cannot be traced: {error}") from None
+        for name, module in model.named_modules():
+            if any(getattr(module, hooks) for hooks in _HOOKS):
+                raise Unsupported(f"{name or type(model).__name__} has hooks, which a trace passes over")
         body = torch.fx.GraphModule(model, graph)
         body.graph.eliminate_dead_code()
         for module in (body.get_submodule(str(node.target)) for node in body.graph.nodes if node.op == "call_module"):
@@ -73,6 +81,17 @@ class Frozen(nn.Module):
         # a matrix reads and gives rows of whole images; convolutions between them must not reorder these
         self._rows = any(isinstance(part, _Convolution) and part.as_matrix for part in self._parts)
         self.refresh()
+        self._check(model, example[:1])
+
+    def _check(self, model: nn.Module, image: Tensor) -> None:
+        """What a forward computes outside of torch is invisible to a trace, which keeps it as a constant."""
+        before = _random_state()
+        with eval_mode(model), torch.no_grad():
+            wanted, found = model(image), self(image)
+        if _random_state() != before:
+            raise Unsupported(f"{type(model).__name__} draws random numbers")
+        if not bool((found - wanted).abs().max() <= _TOLERANCE * wanted.abs().max()):
+            raise Unsupported(f"{type(model).__name__} does something that its trace does not show")
 
     def _rewritten(self, body: torch.fx.GraphModule, example: Tensor) -> torch.fx.GraphModule:
         shapes = _shapes(body, example)
@@ -114,7 +133,7 @@ class Frozen(nn.Module):
 
 class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, (*_NORMS, *_SAME_IN_BOTH_MODES))
+        known = isinstance(m, (*_NORMS, *_SAME_IN_BOTH_MODES))  # a subclass stays whole, to be refused below
         return known or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -181,11 +200,21 @@ class _Affine(nn.Module):
 
 def _can_freeze(module: nn.Module) -> bool:
     """Whether a module does the same in evaluation mode whatever the images are, and this file knows how."""
-    if isinstance(module, nn.Conv2d):
+    if type(module) is nn.Conv2d:
         return module.padding_mode == "zeros"
-    if isinstance(module, _NORMS):
+    if type(module) in _NORMS:
         return _in_use(module).track_running_stats and _in_use(module).affine
-    return isinstance(module, _SAME_IN_BOTH_MODES)
+    return type(module) in _SAME_IN_BOTH_MODES
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def _random_state() -> bytes:
+    """The state of every generator that a forward may use without being given one."""
+    of_numpy = np.random.get_state()  # noqa: NPY002 (a forward may use it)
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return pickle.dumps((random.getstate(), of_numpy, torch.get_rng_state().numpy(), on_gpus))
 
 
 def _in_use(norm: nn.Module) -> Any:

@@ -15,6 +15,15 @@ Objective = Callable[[Tensor], Tensor]  # logits [N, K] -> the scalar to maximis
 Start = Literal["uniform", "gaussian"]
 
 
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's logits [N, K] in single precision at least.
+
+    Autocast on a CPU (not on a GPU) leaves softmax and logarithm in bfloat16, whose three digits lose a small KL.
+    """
+    logits: Tensor = model(x)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def cross_entropy(y: Tensor) -> Objective:
     """CE of the logits and labels ``y`` [N], as Madry et al. (2018) and MART attack."""
     return lambda logits: F.cross_entropy(logits, y, reduction="sum")
@@ -67,7 +76,7 @@ def pgd(
     with eval_mode(model), torch.enable_grad():
         for _ in range(steps):
             attacked.requires_grad_()
-            (gradient,) = torch.autograd.grad(objective(model(attacked)), attacked)
+            (gradient,) = torch.autograd.grad(objective(logits_of(model, attacked)), attacked)
             attacked = torch.add(attacked.detach(), gradient.sign_(), alpha=step_size)
             attacked = torch.clamp(attacked, low, high)
     return attacked.detach()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rctaf.config import RunConfig
 from rctaf.models import select_norm
 from rctaf.models.norm import eval_mode
-from rctaf.training.attacks import cross_entropy, divergence_from, pgd
+from rctaf.training.attacks import cross_entropy, divergence_from, logits_of, pgd
 from rctaf.training.batchnorm import NormStatistics
 from rctaf.training.schedules import Budget
 
@@ -80,7 +80,7 @@ class Standard(Method):
     """CE(f(x), y)."""
 
     def loss(self, model: nn.Module, views: Sequence[View], y: Tensor) -> Outcome:
-        logits = model(views[0].clean)
+        logits = logits_of(model, views[0].clean)
         return Outcome(F.cross_entropy(logits, y), logits, None)
 
 
@@ -91,13 +91,8 @@ class PGD(Method):
         return pgd(model, x, cross_entropy(y), **vars(budget), start="uniform", generator=generator)
 
     def loss(self, model: nn.Module, views: Sequence[View], y: Tensor) -> Outcome:
-        logits = model(views[0].attacked)
+        logits = logits_of(model, views[0].attacked)
         return Outcome(F.cross_entropy(logits, y), None, logits)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision widened; anything else as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
@@ -119,15 +114,15 @@ class Trades(Method):
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, generator: torch.Generator) -> Tensor:
         with eval_mode(model):
             with torch.no_grad():
-                natural = model(x)  # once: in evaluation mode it is the same at every step
+                natural = logits_of(model, x)  # once: in evaluation mode it is the same at every step
             return pgd(model, x, divergence_from(natural), **vars(budget), start="gaussian", generator=generator)
 
     def loss(self, model: nn.Module, views: Sequence[View], y: Tensor) -> Outcome:
         view = views[0]
         statistics = NormStatistics(model)
-        natural = model(view.clean)
+        natural = logits_of(model, view.clean)
         update = statistics.last_update()
-        attacked = model(view.attacked)
+        attacked = logits_of(model, view.attacked)
         statistics.apply(update)
         loss = F.cross_entropy(natural, y) + self.lam * kl(natural, attacked)
         return Outcome(loss, natural, attacked)
@@ -146,7 +141,7 @@ class Mart(Method):
         return pgd(model, x, cross_entropy(y), **vars(budget), start="gaussian", generator=generator)
 
     def loss(self, model: nn.Module, views: Sequence[View], y: Tensor) -> Outcome:
-        natural, attacked = model(views[0].clean), model(views[0].attacked)
+        natural, attacked = logits_of(model, views[0].clean), logits_of(model, views[0].attacked)
         p, q = natural.softmax(1), attacked.softmax(1)
         label = y[:, None]
         runner_up = q.scatter(1, label, -1.0).amax(1)
@@ -184,8 +179,8 @@ class Dajat(Method):
         losses, natural, attacked = [], [], []
         for view in views:
             select_norm(model, view.norm_set)
-            natural.append(model(view.clean))
-            attacked.append(model(view.attacked))
+            natural.append(logits_of(model, view.clean))
+            attacked.append(logits_of(model, view.attacked))
             # torch spreads its smoothing over all K classes, the original over the K - 1 wrong ones
             k = natural[-1].shape[1]
             ce = F.cross_entropy(natural[-1], y, label_smoothing=smoothing * k / (k - 1))
@@ -222,14 +217,14 @@ class Dkl(Method):
 
     def _squared_differences(self, natural: Tensor, attacked: Tensor, weights: Tensor) -> Tensor:
         """1/4 sum_jk w_j w_k (d_j - d_k)^2 = Var_w(d) / 2, per image [N]."""
-        d = at_least_float32(natural) - at_least_float32(attacked)
+        d = natural - attacked
         centred = d - (weights * d).sum(1, keepdim=True)
         return (weights * centred**2).sum(1) / 2
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, generator: torch.Generator) -> Tensor:
         with eval_mode(model):
             with torch.no_grad():
-                natural = model(x)
+                natural = logits_of(model, x)
             objective = soft = divergence_from(natural)
             if self.attack_mse:
                 weights = self._weights(natural, y)
@@ -240,14 +235,17 @@ class Dkl(Method):
             return pgd(model, x, objective, **vars(budget), start="gaussian", generator=generator)
 
     def loss(self, model: nn.Module, views: Sequence[View], y: Tensor) -> Outcome:
-        attacked, natural = model(views[0].attacked), model(views[0].clean)  # the original's order, for batch norm
+        attacked, natural = (
+            logits_of(model, views[0].attacked),
+            logits_of(model, views[0].clean),
+        )  # the original's order, for batch norm
         soft = F.cross_entropy(attacked, natural.detach().softmax(1))
         squared = self._squared_differences(natural, attacked, self._weights(natural, y)).mean()
         return Outcome(F.cross_entropy(natural, y) + self.lam * soft + self.lam_mse * squared, natural, attacked)
 
     def observe(self, outcome: Outcome, y: Tensor) -> None:
         assert outcome.clean_logits is not None
-        p = (at_least_float32(outcome.clean_logits.detach()) / self.temperature).softmax(1)
+        p = (outcome.clean_logits.detach() / self.temperature).softmax(1)
         sums = F.one_hot(y, p.shape[1]).to(p.dtype).T @ p
         self._sums = sums if self._sums is None else self._sums + sums
 

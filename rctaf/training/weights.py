@@ -33,9 +33,11 @@ def perturbed(model: nn.Module, ascent_loss: Callable[[], Tensor], gamma: float)
     with torch.no_grad():
         moves = [g * (gamma * p.norm() / (g.norm() + 1e-20)) for p, g in zip(matrices, gradients, strict=True)]
         torch._foreach_add_(matrices, moves)
-    yield
-    with torch.no_grad():
-        torch._foreach_sub_(matrices, moves)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_sub_(matrices, moves)
 
 
 class WeightAverage:

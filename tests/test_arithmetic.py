@@ -1,0 +1,47 @@
+"""How an experiment computes, and that the caller's own settings return."""
+
+import pytest
+import torch
+
+from rctaf.arithmetic import repeatable
+
+
+def settings():
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    flushed = (torch.tensor(1e-39) * 1).item() == 0
+    return cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark, flushed
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_settings_hold_inside_and_return_after_an_error(flush):
+    torch.set_flush_denormal(flush)
+    try:
+        before = settings()
+        inside = []
+
+        def fails():
+            with repeatable():
+                inside.extend(settings())
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fails()
+        assert inside == [False, False, True, False, True]
+        assert settings() == before
+        assert before[-1] == flush
+    finally:
+        torch.set_flush_denormal(True)  # as conftest.py has it
+
+
+@repeatable()
+def tenth_of_a_denormal():
+    return (torch.tensor(1e-39) / 10).item()
+
+
+def test_as_a_decorator_it_holds_for_every_call():
+    torch.set_flush_denormal(False)
+    try:
+        assert [tenth_of_a_denormal(), tenth_of_a_denormal()] == [0, 0]
+        assert (torch.tensor(1e-39) / 10).item() > 0
+    finally:
+        torch.set_flush_denormal(True)
