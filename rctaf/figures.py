@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -24,21 +25,109 @@ from rctaf.records import ROOT, Record, find, table
 from rctaf.statistics import cell_means, mean_interval
 from rctaf.verdicts import BAND, Verdict
 
-COLOURS = {0: "#0072b2", 1: "#d55e00", 2: "#009e73", 3: "#cc79a7", 4: "#e69f00", None: "#888888"}  # Okabe-Ito
+COLOURS = {  # by order, or by place; Okabe and Ito's as far as they can be seen on white and on black, and a brown
+    0: "#0072b2",
+    1: "#d55e00",
+    2: "#009e73",
+    3: "#cc79a7",
+    4: "#e69f00",
+    5: "#56b4e9",
+    6: "#8c564b",
+    None: "#888888",
+}
 ROBUSTNESS = {  # columns of the records, in the words of an axis title
     "screening_accuracy": "accuracy under APGD-CE + APGD-T",
     "robust_accuracy": "robust accuracy (AutoAttack)",
     "pgd20_accuracy": "accuracy under PGD-20",
     "pgd20_larger_accuracy": "accuracy under PGD-20, larger ε",
 }
+ATTACKS = {  # RunConfig.autoattack in words
+    "none": "not attacked",
+    "screening": "APGD-CE + APGD-T (screening)",
+    "standard": "AutoAttack (standard version)",
+}
 GRID_COLOUR = "rgba(128,128,128,0.25)"  # readable on white and on black
+
+_NETWORKS = {  # RunConfig.network: its name, its stages, the channels of the first
+    "resnet_small": ("ResNet-8", 3, 8),
+    "resnet18": ("ResNet-18", 4, 64),
+    "preact_resnet18": ("PreAct-ResNet-18", 4, 64),
+    "wrn_28_10": ("WRN-28", 3, 160),
+    "wrn_34_10": ("WRN-34", 3, 160),
+}
+_METHODS = {
+    "standard": "standard training",
+    "pgd": "PGD-AT",
+    "trades": "TRADES",
+    "mart": "MART",
+    "dajat": "DAJAT",
+    "dkl": "DKL",
+}
+_ACTIVATIONS = {
+    "rctaf": "RCT-AF",
+    "relu": "ReLU",
+    "leaky_relu": "Leaky ReLU",
+    "elu": "ELU",
+    "selu": "SELU",
+    "gelu": "GELU",
+    "swish": "Swish",
+    "mish": "Mish",
+    "softplus": "Softplus",
+}
+
+
+def network_name(network: str, width: float | None = None) -> str:
+    """A network in words; the channels of its stages where its name does not say them. Other words stay as they are.
+
+    >>> network_name("wrn_28_10", 8), network_name("wrn_28_10"), network_name("resnet_small")
+    ('WRN-28-0.5 (8/16/32 channels)', 'WRN-28-10', 'ResNet-8 (8/16/32 channels)')
+    """
+    if network not in _NETWORKS:
+        return network
+    name, stages, usual = _NETWORKS[network]
+    first = int(width) if pd.notna(width) else usual
+    if name.startswith("WRN"):
+        name += f"-{first / 16:g}"  # the widening factor of Zagoruyko and Komodakis
+    if first == usual and network != "resnet_small":  # of which there is none that everybody knows
+        return name
+    return f"{name} ({'/'.join(str(first * 2**stage) for stage in range(stages))} channels)"
+
+
+def method_name(method: str, auto_views: float | None = None) -> str:
+    """A training method in words; DAJAT without AutoAugment views is ACAT. Other words stay as they are.
+
+    >>> method_name("pgd"), method_name("dajat", 2), method_name("dajat", 0)
+    ('PGD-AT', 'DAJAT', 'ACAT (DAJAT without AutoAugment views)')
+    """
+    if method == "dajat" and auto_views == 0:
+        return "ACAT (DAJAT without AutoAugment views)"
+    return _METHODS.get(method, method)
+
+
+def activation_name(activation: str) -> str:
+    """An activation in words, with its order where it has one. Other words stay as they are.
+
+    >>> activation_name("leaky_relu"), activation_name("rctaf β=1")
+    ('Leaky ReLU', 'RCT-AF β=1')
+    """
+    kind, space, order = activation.partition(" ")
+    return _ACTIVATIONS.get(kind, kind) + space + order
+
+
+def named(frame: pd.DataFrame) -> pd.DataFrame:
+    """Records (see :func:`rctaf.records.table`) with networks and methods in words, as legends show them."""
+    for column, detail, name in (("network", "width", network_name), ("method", "auto_views", method_name)):
+        if column in frame:
+            details = frame.get(detail, pd.Series(np.nan, frame.index))
+            frame = frame.assign(**{column: [name(*pair) for pair in zip(frame[column], details, strict=True)]})
+    return frame
 
 
 class _BookRenderer(MimetypeRenderer):
     """A figure as data in plain HTML, which book/assets/plots.js draws: no address outside the book."""
 
     def to_mimebundle(self, fig_dict: dict) -> dict[str, str]:
-        figure = fig_dict | {"config": {"responsive": True, "displaylogo": False}}
+        figure = fig_dict | {"config": {"displaylogo": False}}
         data = to_json_plotly(figure).replace("</", "<\\/")  # nothing inside may end the script element
         height = fig_dict["layout"].get("height", 420)
         return {
@@ -50,13 +139,15 @@ class _BookRenderer(MimetypeRenderer):
 def use_book_renderer() -> None:
     """Draw Plotly figures so that JupyterLab and the static book both show them; set the house style."""
     axis = {"gridcolor": GRID_COLOUR, "zerolinecolor": GRID_COLOUR, "linecolor": GRID_COLOUR, "automargin": True}
+    # 0.2 and 20, not twice a bare 2; 0.0005, not 500μ
+    axis |= {"minorloglabels": "complete", "exponentformat": "none", "title": {"standoff": 8}}
     import_nbformat()  # before Plotly does
     pio.templates["rctaf"] = go.layout.Template(
         layout={
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "font": {"family": "system-ui, sans-serif", "size": 14, "color": "#777777"},
-            "colorway": [COLOURS[beta] for beta in range(5)],
+            "colorway": [COLOURS[beta] for beta in range(7)],
             "xaxis": axis,
             "yaxis": axis,
             "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
@@ -90,20 +181,45 @@ class Evidence:
         return table(self.records)
 
     def describe(self) -> str:
-        """What stands behind a figure, in one sentence: how many runs, seeds, which data, whose records."""
+        """What stands behind a figure, in words: data, networks, methods, attack, runs, seeds, whose records."""
         if not self.records:
             return f"**{self.grid.name}**: none of its {self.total} runs has a record yet."
-        seeds = Counter(record.config.model_dump_json(exclude={"seed"}) for record in self.records).values()
-        fewest, most, runs = min(seeds), max(seeds), len(self.records)
-        spread = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        cells = self.grid.cells()
+        planned = Counter(config.model_dump_json(exclude={"seed"}) for config in cells.values())
+        made = Counter(record.config.model_dump_json(exclude={"seed"}) for record in self.records)
+        runs = len(self.records)
+        seeds = _span([made[point] for point in planned])
+        if runs < self.total:
+            seeds = f"{seeds} of {_span(list(planned.values()))} planned"
+        seeds += " seed" if seeds == "1" else " seeds"
         kept = sum(record.kept for record in self.records)
         whose = {runs: "all committed evidence", 0: "all made on this machine"}.get(
             kept, f"{kept} committed, {runs - kept} made on this machine"
         )
         return (
-            f"**{self.grid.name}**: {self.grid.scale}. {runs} of {self.total} runs, "
-            f"{spread} seed{'s' if most > 1 else ''} per point, {whose}."
+            f"**{self.grid.name}**: {self.grid.scale}. {_settings(cells.values())}. "
+            f"{'So far ' if runs < self.total else ''}{runs} of {self.total} runs, {seeds} per point, {whose}."
         )
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _settings(configs: Iterable[RunConfig]) -> str:
+    """Networks, methods and attacks of some runs, each once, in the order of the grid."""
+    told: list[dict[str, None]] = [{}, {}, {}]
+    for config in configs:
+        attacked = config.autoattack != "none"
+        words = (
+            network_name(config.network, config.width),
+            method_name(config.method, config.auto_views),
+            (f"ℓ∞, ε = {config.epsilon}, " if attacked else "") + ATTACKS[config.autoattack],
+        )
+        for seen, word in zip(told, words, strict=True):
+            seen[word] = None
+    return "; ".join(", ".join(seen) for seen in told)
 
 
 def cells(
@@ -113,7 +229,7 @@ def cells(
     *,
     log: bool = False,
 ) -> pd.DataFrame:
-    """Mean and 95 % t-interval over seeds of one column, per cell.
+    """Mean and 95 % t-interval over seeds of one column, per cell; networks and methods are :func:`named`.
 
     Args:
         log: of the logarithm, and back: the geometric mean, for norms, which are compared as ratios.
@@ -121,7 +237,7 @@ def cells(
     Returns:
         one row per cell: ``by``, ``mean``, ``low``, ``high`` (NaN with one seed), ``n``, ``runs`` (the ids).
     """
-    rows = frame.dropna(subset=[value])
+    rows = named(frame.dropna(subset=[value]))
     if log:
         rows = rows.assign(**{value: np.log(rows[value].astype(float))})
     means = cell_means(rows, value, by).rename(columns={"value": "mean"})
@@ -156,10 +272,20 @@ def curves(
         # on a logarithmic axis Plotly places shapes by value and annotations by exponent
         middle = float(np.log10(BAND).mean())
         fig.add_annotation(x=middle, y=1, yref="paper", yanchor="bottom", text="paper: 4 to 10", showarrow=False)
-    fig.update_xaxes(type="log", title={"curvature": "max|σ''|", "alpha": "sharpness α"}[x])
-    fig.update_yaxes(title=y_title + unit)
+    fig.update_xaxes(type="log", title={"curvature": "max|σ''|", "alpha": "sharpness α"}[x], **_ticks(cells[x]))
+    fig.update_yaxes(title="<br>".join(textwrap.wrap(y_title + unit, 36)))  # Plotly cuts a long title off
     _titled(fig, title)
     return fig
+
+
+def _ticks(values: pd.Series, most: int = 12) -> dict[str, list[float]]:
+    """The ticks of a logarithmic axis: where something was tested, or 1, 2, 5, 10, ... if those are too many."""
+    tested = sorted({float(f"{value:.3g}") for value in values.dropna()})
+    if len(tested) > most:
+        decades = range(math.floor(math.log10(tested[0])), math.ceil(math.log10(tested[-1])) + 1)
+        steps = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
+        tested = [step for step in steps if tested[0] <= step <= tested[-1]]
+    return {"tickvals": tested}
 
 
 def _add_means(fig: go.Figure, cells: pd.DataFrame, x: str, percent: bool, **style: object) -> None:
@@ -190,14 +316,13 @@ def add_reference_lines(fig: go.Figure, cells: pd.DataFrame, *, percent: bool = 
             line={"dash": "dot", "width": 1, "color": COLOURS[None]},
             name=row["activation"],
             showlegend=False,
-            hovertext=_hover(row["activation"], row, percent),
+            hovertext=_hover(activation_name(row["activation"]), row, percent),
             hovertemplate="%{hovertext}<extra></extra>",
             customdata=[row["runs"]] * len(places),
         )
         at = np.log10(y) if fig.layout.yaxis.type == "log" else y
-        fig.add_annotation(
-            x=1, xref="paper", xanchor="right", y=at, yanchor="bottom", text=row["activation"], showarrow=False
-        )
+        text = activation_name(row["activation"])
+        fig.add_annotation(x=1, xref="paper", xanchor="right", y=at, yanchor="bottom", text=text, showarrow=False)
     return fig
 
 
@@ -235,6 +360,8 @@ def runs_table(*cells: pd.DataFrame, percent: bool = True) -> HTML:
     rows = pd.concat([part.dropna(axis=1, how="all") for part in cells if len(part)], ignore_index=True)
     keys = [name for name in rows.columns if name not in {"mean", "low", "high", "n", "runs"}]
     rows = rows.reindex(columns=[*keys, "mean", "low", "high", "n", "runs"])
+    if "activation" in keys:
+        rows = rows.assign(activation=rows["activation"].map(activation_name, na_action="ignore"))
     lines = []
     for _, row in rows.iterrows():
         what = ["–" if pd.isna(v) else f"{v:.4g}" if isinstance(v, float) else escape(str(v)) for v in row[keys]]
@@ -339,14 +466,14 @@ def verdict_box(verdict: Verdict) -> HTML:
     )
 
 
-def verdict_table(verdicts: Sequence[Verdict]) -> HTML:
-    """Several verdicts as one table: claim, what was measured, outcome."""
+def verdict_table(verdicts: Sequence[Verdict], what: str = "claim of the paper") -> HTML:
+    """Several verdicts as one table: ``what`` is judged, what was measured, outcome."""
     rows = "".join(
         f"<tr><td>{escape(v.claim)}</td><td>{escape(v.measured)}</td>"
         f'<td><span aria-hidden="true" style="color: {_OUTCOME_COLOURS[v.outcome]}">●</span> {v.outcome}</td></tr>'
         for v in verdicts
     )
-    head = "<tr><th>claim of the paper</th><th>measured here</th><th>verdict</th></tr>"
+    head = f"<tr><th>{what}</th><th>measured here</th><th>verdict</th></tr>"
     return HTML(f'<table class="table verdicts"><thead>{head}</thead><tbody>{rows}</tbody></table>')
 
 
@@ -377,7 +504,14 @@ def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
         else:
             rows, proof = frame[frame["activation"] == kind], prove_baseline(kind)
             true = "none (kink)" if proof.regularity == "kink" else f"{proof.maximum:.3f}"
-        cells = (name, f"{clean:.2f}", f"{robust:.2f}", curvature or "–", true, measured(rows, "clean_accuracy"))
+        cells = (
+            activation_name(name),
+            f"{clean:.2f}",
+            f"{robust:.2f}",
+            curvature or "–",
+            true,
+            measured(rows, "clean_accuracy"),
+        )
         lines.append("".join(f"<td>{cell}</td>" for cell in (*cells, measured(rows, value))))
     head = (
         "<tr><th rowspan='2'>activation</th><th colspan='3'>as printed</th><th colspan='3'>here</th></tr>"
@@ -430,15 +564,15 @@ def arms(
         text = [_hover(str(name), row, percent) for _, row in line.iterrows()]
         style = {"line": {"color": colour, "dash": dash}, "legendgroup": str(name)}
         _add_means(fig, line, x, percent, name=str(name), text=text, **style)
-    fig.update_xaxes(type="log", title=x_title)
-    fig.update_yaxes(title=y_title + unit)
+    fig.update_xaxes(type="log", title=x_title, **_ticks(means[x]))
+    fig.update_yaxes(title="<br>".join(textwrap.wrap(y_title + unit, 36)))  # Plotly cuts a long title off
     _titled(fig, title)
     return fig
 
 
 def _titled(fig: go.Figure, title: str) -> None:
     """Title in as many lines as it needs, legend below."""
-    lines = textwrap.wrap(title, 72)  # Plotly cuts a long title off
+    lines = textwrap.wrap(title, 72)
     fig.update_layout(
         title={
             "text": "<br>".join(lines),
@@ -449,7 +583,7 @@ def _titled(fig: go.Figure, title: str) -> None:
             "yanchor": "top",
             "pad": {"t": 12},
         },
-        margin={"t": 46 + 18 * len(lines)},
-        legend={"y": -0.22, "yanchor": "top"},
-        height=440,
+        margin={"t": 46 + 18 * len(lines), "b": 90},
+        legend={"yref": "container", "y": 0, "yanchor": "bottom"},  # book/assets/plots.js makes room for it
+        height=420,
     )

@@ -53,8 +53,8 @@ def prose(page: str) -> str:
 
 WITH_MATH = [page for page in PAGES if re.search(r"\$[^$]+\$|\{math\}", prose(page))]
 WITH_WIDGET = [page for page in PAGES if page.startswith("notebooks/") and "explorer(" in source(page)]
-# figures 4 to 6 draw nothing until their grids have records; whatever they draw is checked all the same
-WITH_PLOTS = [page for page in PAGES if re.fullmatch(r"notebooks/figures/figure_[1237]", page)]
+# figure 6 draws nothing until its grid has records; whatever it draws is checked all the same
+WITH_PLOTS = [page for page in PAGES if re.fullmatch(r"notebooks/figures/(figure_[1-57]|controls)", page)]
 
 
 def executable() -> str | None:
@@ -102,6 +102,22 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContex
         context.close()
 
 
+def test_how_to_cite_is_what_the_citation_file_says():
+    cited = re.search(r"```bibtex\n(.*?)```", source("book/intro"), re.DOTALL)[1].replace("{", "").replace("}", "")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    (paper,) = citation["references"]
+    for words in (
+        citation["title"],
+        citation["version"],
+        citation["license"],
+        str(citation["date-released"].year),
+        citation["authors"][0]["name"],
+        paper["title"],
+        paper["url"],
+    ):
+        assert words in cited
+
+
 @contextlib.contextmanager
 def opened(context: BrowserContext, base: str, page: str) -> Iterator[Page]:
     """A page, loaded and at rest; on leaving, anything it asked for outside the book or failed at is an error."""
@@ -145,6 +161,19 @@ def check_complete(tab: Page, page: str) -> None:
         assert plot.locator(drawn).count() > 0, "a plot without a drawn trace"
 
 
+# titles, legends and names of axes that reach out of their figure, or into each other
+CUT_OFF = """() => [...document.querySelectorAll('.plotly-graph-div')].flatMap(plot => {
+  const frame = plot.getBoundingClientRect();
+  const parts = [...plot.querySelectorAll('.gtitle, .legend, .xtitle, .ytitle')];
+  const boxes = parts.map(part => [part.textContent, part.getBoundingClientRect()]);
+  const inside = b => b.left >= frame.left - 1 && b.right <= frame.right + 1 && b.bottom <= frame.bottom + 1;
+  const out = boxes.filter(([_, box]) => !inside(box));
+  const apart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top + 1 || b.bottom <= a.top + 1;
+  const over = boxes.filter(([_, a], i) => boxes.some(([_, b], j) => i < j && !apart(a, b)));
+  return [...out, ...over].map(([words]) => words);
+})"""
+
+
 def serious_violations(tab: Page) -> list[str]:
     """What axe finds, serious or critical, on the whole page, the theme's own parts included.
 
@@ -166,8 +195,12 @@ def test_page_over_http(page, http, chromium):
         check_complete(tab, page)
         assert serious_violations(tab) == []
         tab.set_viewport_size({"width": 400, "height": 800})  # a telephone: nothing scrolls sideways but wide tables
+        tab.wait_for_function(
+            "() => [...document.querySelectorAll('.plotly-graph-div')].every(p => p.dataset.narrow === 'true')"
+        )
         tab.wait_for_timeout(300)
         assert tab.evaluate("document.documentElement.scrollWidth") <= 400
+        assert tab.evaluate(CUT_OFF) == []
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -124,7 +124,9 @@ def test_every_activation_of_our_networks_is_met_once(network_name):
     layers = effective_curvature(net, torch.rand(8, 1, 8, 8))
     modules = [name for name, module in net.named_modules() if isinstance(module, RCTAF)]
     assert sorted(layer.name for layer in layers) == sorted(modules)
-    assert sum(layer.gain_kappa is not None for layer in layers) >= len(layers) // 2
+    # which read a norm directly: where a residual block ends in an activation, that one reads norm + shortcut
+    after_sum = {f"blocks.{n}.act2" for n in range(3)} if network_name == "resnet_small" else set()
+    assert {layer.name for layer in layers if layer.gain_kappa is None} == after_sum
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 

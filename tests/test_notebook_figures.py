@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -12,13 +13,15 @@ import pytest
 import yaml
 from synthetic import fill
 
-from rctaf import figures
+from rctaf import figures, records
 from rctaf.config import Grid
 from rctaf.notebooks import execute_notebook
+from rctaf.verdicts import OUTCOMES
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "notebooks" / "figures"
 CURVATURES = [0.25, 1, 2, 4, 7, 10, 25]
+SEEDS = [0, 1, 2, 3, 4]
 
 
 def numbers(column) -> np.ndarray:
@@ -36,16 +39,16 @@ def outputs(path: Path, mime: str) -> list:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A store with one grid of synthetic records (peak of robustness at 6.5, least Hessian at 1), one of two seeds."""
+    """A store with grids of synthetic records, five seeds each: peak of robustness at 6.5, least Hessian at 1."""
     folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RCTAF_RESULTS", str(folder))
         patch.setenv("OMP_NUM_THREADS", "1")
         for name, method in (("known", "trades"), ("standard", "standard"), ("empty", "dkl")):
-            axes = {"seed": [0, 1, 2, 3], "beta": [0, 1, 2], "curvature": CURVATURES}
+            axes = {"seed": SEEDS, "beta": [0, 1, 2], "curvature": CURVATURES}
             doc = {
                 "name": name, "scale": f"synthetic {name}", "base": {"method": method},
-                "blocks": [{"axes": axes}, {"axes": {"seed": [0, 1, 2, 3], "activation": ["relu"]}}],
+                "blocks": [{"axes": axes}, {"axes": {"seed": SEEDS, "activation": ["relu"]}}],
             }  # fmt: skip
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(doc))
             if name != "empty":
@@ -53,7 +56,7 @@ def store(tmp_path_factory):
         for name, choices in (("network", ["resnet_small", "resnet18"]), ("method", ["pgd", "mart"])):
             doc = {
                 "name": name, "scale": f"synthetic {name}", "base": {"beta": 1},
-                "blocks": [{"axes": {"seed": [0, 1, 2], name: choices, "curvature": CURVATURES}}],
+                "blocks": [{"axes": {"seed": SEEDS, name: choices, "curvature": CURVATURES}}],
             }  # fmt: skip
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(doc))
             fill(Grid(**doc), peak=6.5, hessian_least=1.0)
@@ -74,8 +77,8 @@ def expected(folder: Path, name: str, beta: int, read) -> np.ndarray:
             read(d["metrics"]) for d in docs
             if d["config"]["beta"] == beta and d["metrics"]["curvature"] == pytest.approx(c)
         ]  # fmt: skip
-        assert len(values) == 4
-        means.append(sum(values) / 4)
+        assert len(values) == 5
+        means.append(sum(values) / 5)
     return np.array(means)
 
 
@@ -115,15 +118,15 @@ def test_figure_3(store, tmp_path):
     for beta in range(3):
         for curvature in CURVATURES:
             runs = ids(store, "known", beta=beta, curvature=curvature)
-            assert f'href="records.html#{",".join(runs)}">4<' in table
+            assert f'href="records.html#{",".join(runs)}">5<' in table
             assert all(f'href="../../records/{run_id}.json">{run_id}<' in table for run_id in runs)
     assert "synthetic known" in by_curvature["layout"]["title"]["text"]
     boxes = outputs(out, "text/html")
     verdicts = [box for box in boxes if 'class="verdict"' in box]
-    assert len(verdicts) == 4
+    assert len(verdicts) == 5
     assert "Verdict: supported" in verdicts[0]  # the peak was put at 6.5
     text = " ".join(outputs(out, "text/markdown"))
-    assert "none of its 88 runs has a record yet" in text
+    assert "none of its 110 runs has a record yet" in text
     assert "all made on this machine" in text
 
 
@@ -166,6 +169,9 @@ def test_figure_7(store, tmp_path):
     high, low = middle + numbers(bars["array"]), middle - numbers(bars["arrayminus"])
     np.testing.assert_allclose(high / middle, middle / low, rtol=1e-9)
     assert (high > middle).all()
+    text = " ".join(outputs(out, "text/markdown"))
+    assert "the first 128 test images; for the attacked loss PGD-20 in ℓ∞ with ε = 0.15; 64 probes" in text
+    assert "training in fp32" in text
     verdicts = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
     assert len(verdicts) == 6 + 4 + 1
     assert "Verdict: not supported" in verdicts[0]  # the least norm was put at 1
@@ -175,6 +181,9 @@ def test_figure_7(store, tmp_path):
     ("figure", "series"), [("figure_4", "network"), ("figure_5", "method"), ("figure_6", "method")]
 )
 def test_comparisons(store, tmp_path, figure, series):
+    names = {
+        "resnet_small": "ResNet-8 (8/16/32 channels)", "resnet18": "ResNet-18", "pgd": "PGD-AT", "mart": "MART",
+    }  # fmt: skip
     out = tmp_path / f"{figure}.ipynb"
     execute_notebook(FIGURES / f"{figure}.ipynb", out, {"grids": [str(store / f"{series}.yaml")]})
     (drawn,) = outputs(out, "application/vnd.plotly.v1+json")
@@ -184,15 +193,38 @@ def test_comparisons(store, tmp_path, figure, series):
         for y, c in zip(line, CURVATURES, strict=True):
             chosen = [
                 run_id for run_id, config in cells.items()
-                if getattr(config, series) == name and config.curvature == pytest.approx(c)
+                if names[getattr(config, series)] == name and config.curvature == pytest.approx(c)
             ]  # fmt: skip
             docs = [json.loads((store / "local" / run_id / "run.json").read_text()) for run_id in chosen]
-            assert len(docs) == 3
-            assert y == pytest.approx(100 * sum(d["metrics"]["screening_accuracy"] for d in docs) / 3, rel=1e-12)
+            assert len(docs) == 5
+            assert y == pytest.approx(100 * sum(d["metrics"]["screening_accuracy"] for d in docs) / 5, rel=1e-12)
     assert len(lines) == 2
     boxes = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
     assert len(boxes) == 3
-    assert f"for every {series}" in boxes[0]
+    assert f"for every {series}, in order 1" in boxes[0]
+    assert all("Verdict: supported" in box for box in boxes)  # both peaks were put at 6.5
+
+
+def test_figure_5_tells_in_what_the_methods_differ(store, tmp_path):
+    doc = {
+        "name": "recipes", "scale": "synthetic recipes", "base": {"beta": 1, "curvature": 7}, "blocks": [
+            {"base": {"method": "trades"}},
+            {"base": {"method": "dajat", "auto_views": 0, "lam": 11, "awp": 0.005, "awp_from": 2}},
+        ],
+    }  # fmt: skip
+    (tmp_path / "recipes.yaml").write_text(yaml.safe_dump(doc))
+    fill(Grid(**doc), peak=6.5, hessian_least=1.0)
+    out = tmp_path / "figure_5.ipynb"
+    execute_notebook(FIGURES / "figure_5.ipynb", out, {"grids": [str(tmp_path / "recipes.yaml")]})
+    text = " ".join(outputs(out, "text/markdown"))
+    assert "adversarial weight perturbation (ACAT); an average of the weights (none);" in text
+    assert "With none of these: TRADES." in text
+    (table,) = (box for box in outputs(out, "text/html") if "table recipes" in box)
+    rows = re.findall(r"<tr><th scope=.row.[^>]*><code>(\w+)</code>.*?</th>(.*?)</tr>", table)
+    settings = {name: re.findall("<td>(.*?)</td>", cells) for name, cells in rows}
+    assert settings["lam"] == ["6.0", "11.0"]
+    assert settings["awp"] == ["–", "0.005"]
+    assert not {"method", "seed", "beta", "alpha", "lr", "epochs"} & settings.keys()
 
 
 def test_seeds_are_counted_for_each_point(tmp_path, monkeypatch):
@@ -211,17 +243,18 @@ def test_table_1(store, tmp_path):
     execute_notebook(FIGURES / "table_1.ipynb", out, {"grids": [str(store / "known.yaml")]})
     (table,) = (box for box in outputs(out, "text/html") if "as printed" in box)
     rows = {row.split("</td>")[0].removeprefix("<td>"): row for row in table.split("<tr>")}
-    assert "no record" in rows["gelu"]
-    assert "none (kink)" in rows["relu"]
-    assert ">0.362<" in rows["mish"]  # printed
-    assert ">0.644<" in rows["mish"]  # true
+    assert "no record" in rows["GELU"]
+    assert "none (kink)" in rows["ReLU"]
+    assert ">0.362<" in rows["Mish"]  # printed
+    assert ">0.644<" in rows["Mish"]  # true
     for beta in range(3):
         mean = 100 * expected(store, "known", beta, lambda m: m["screening_accuracy"])[CURVATURES.index(7)]
-        assert f"<td>{mean:.2f} (" in rows[f"rctaf β={beta}"]
-        assert f"#{','.join(ids(store, 'known', beta=beta, curvature=7))}" in rows[f"rctaf β={beta}"]
-        assert "4 seeds" in rows[f"rctaf β={beta}"]
-    boxes = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
-    assert [re.search("Printed: ([0-9.]+) points", box)[1] for box in boxes] == ["0.30", "2.80"]
+        assert f"<td>{mean:.2f} (" in rows[f"RCT-AF β={beta}"]
+        assert f"#{','.join(ids(store, 'known', beta=beta, curvature=7))}" in rows[f"RCT-AF β={beta}"]
+        assert "5 seeds" in rows[f"RCT-AF β={beta}"]
+    here, *boxes = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
+    assert "No run here of leaky_relu, elu, gelu, swish, mish." in here
+    assert [re.search("Printed: ([0-9.]+) points", box)[1] for box in boxes] == ["2.80", "0.30"]
     assert "± 0.97 to ± 0.98 points" in " ".join(outputs(out, "text/markdown"))  # 196 √(p (1 - p) / 10,000)
 
 
@@ -247,13 +280,43 @@ def test_figure_3_refuses_a_misspelt_parameter(tmp_path):
 
 def test_summary_has_a_row_per_claim(store, tmp_path):
     out = tmp_path / "summary.ipynb"
-    grids = [str(store / f"{name}.yaml") for name in ("known", "empty")]
+    grids = {str(store / f"{name}.yaml"): name for name in ("known", "empty")}
     parameters = {
         "adversarial_grids": grids,
         "standard_grids": [str(store / "standard.yaml")],
         "comparisons": {str(store / "network.yaml"): "network", str(store / "empty.yaml"): "method"},
     }
     execute_notebook(FIGURES / "summary.ipynb", out, parameters)
-    tables = [box for box in outputs(out, "text/html") if "verdicts" in box]
-    assert [table.count("<tr>") - 1 for table in tables] == [4 + 6 + 2, 1, 1]
+    tables = [box for box in outputs(out, "text/html") if "table verdicts" in box]
+    assert [table.count("<tr>") - 1 for table in tables] == [5 + 6 + 3, 1, 1]
     assert "supported</td>" in tables[0].split("<tr>")[2]  # the peak was put at 6.5
+    paper, controls = (box for box in outputs(out, "text/html") if "table overview" in box)
+    heads = re.findall(r"<th scope=.col.>(.*?)</th>", paper)
+    assert heads == ["claim", "known", "digits"]  # a scale without records has no column
+    cells = {
+        topic: re.findall(r"<td[^>]*>(.*?)</td>", row)
+        for topic, row in re.findall(r"<tr><th scope=.row.[^>]*>(.*?)</th>(.*?)</tr>", paper)
+    }
+    assert len(cells) == 16
+    assert cells["Fig. 3: peak between 4 and 10"] == ["supported", "–"]
+    assert cells["Fig. 7, clean loss: Hessian least between 4 and 10"] == ["not supported", "–"]
+    assert cells["Figs. 4 to 6: one peak for every network"] == ["–", "supported"]
+    assert cells["Fig. 7: clean accuracy falls below 4"] == ["–", "supported"]
+    assert controls.count("<tr>") - 1 == controls.count("not testable</td>")  # none of their runs is in this store
+    text = " ".join(outputs(out, "text/markdown"))
+    counted = [
+        int(n) for n in re.search(r"Table 1\*\*: (\d+) supp.* (\d+) not supp.* (\d+) und.* (\d+) not t", text).groups()
+    ]
+    assert counted == [sum(cell == outcome for row in cells.values() for cell in row) for outcome in OUTCOMES]
+    assert "ResNet-8 (8/16/32 channels) on digits in ℓ∞ with ε = 0.15" in text
+    assert "No record holds a result of the standard version of AutoAttack yet" in text
+
+
+def test_summary_is_silent_about_autoattack_once_there_is_a_result(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    doc = {"name": "standard", "scale": "synthetic", "base": {"beta": 1}, "blocks": [{"axes": {"curvature": [7]}}]}
+    (record,) = fill(Grid(**doc), peak=6.5, hessian_least=1.0)
+    records.write(replace(record, metrics=record.metrics | {"robust_accuracy": 0.5}))
+    none = {"adversarial_grids": {str(store / "empty.yaml"): "none"}, "standard_grids": [], "comparisons": {}}
+    execute_notebook(FIGURES / "summary.ipynb", tmp_path / "summary.ipynb", none)
+    assert "No record holds" not in " ".join(outputs(tmp_path / "summary.ipynb", "text/markdown"))

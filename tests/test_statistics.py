@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from rctaf import statistics
 from rctaf.statistics import (
     Estimate,
     cell_means,
+    changes_beyond,
     holm,
     lower_beyond,
     mean_interval,
@@ -20,7 +22,9 @@ from rctaf.statistics import (
     rank_correlation,
     seed_deviation,
     spread_p_value,
+    trend,
 )
+from rctaf.verdicts import BOOTSTRAP_SEEDS
 
 CURVATURES = np.array([0.25, 0.5, 1, 2, 4, 7, 10, 15, 25, 50])
 
@@ -101,6 +105,17 @@ def test_the_interval_of_the_optimum_covers_it_and_is_not_absurdly_wide():
     assert np.median([math.log(e.high / e.low) for e in found]) < math.log(2.5)
 
 
+@pytest.mark.parametrize(("seeds", "enough"), [(3, False), (BOOTSTRAP_SEEDS, True), (10, True)])
+@pytest.mark.parametrize("noise", [0.5, 1.5])
+def test_how_many_seeds_the_interval_of_an_optimum_takes(monkeypatch, seeds, noise, enough):
+    """Three seeds have ten different resamples, and their range misses the truth far too often."""
+    monkeypatch.setattr(statistics, "_RESAMPLES", 200)
+    rng = np.random.default_rng(seeds)
+    found = [optimum(experiment(lambda b, c: hill(c), rng, seeds=seeds, run_sd=noise), "value") for _ in range(120)]
+    covered = np.mean([e.curvature.low <= 2.0 <= e.curvature.high for e in found])
+    assert (covered > 0.95 - 4 * math.sqrt(0.95 * 0.05 / 120)) == enough, covered
+
+
 def test_an_optimum_outside_the_grid_is_not_identified():
     rng = np.random.default_rng(2)
     for truth in (lambda b, c: np.log(c), lambda b, c: -np.log(c)):
@@ -166,12 +181,43 @@ def test_orders_that_coincide_and_orders_that_do_not():
     assert below["orders"].tolist() == ["0 - 1", "0 - 2", "1 - 2"]
     assert below["p_equivalent"].max() < 0.05
     assert set(below["curvatures"]) == {5}
+    assert (below["at"] <= 4).all()
     everywhere = orders_coincide(frame, "value", below=100, margin=1.0).set_index("orders")
     assert everywhere.loc["0 - 2", "p_equivalent"] > 0.05
     assert everywhere.loc["0 - 2", "p_different_holm"] < 0.01
     assert everywhere.loc["0 - 2", "difference"] == pytest.approx(1.5, abs=0.5)
     assert everywhere.loc["0 - 2", "largest"] == pytest.approx(3.0, abs=1.0)
+    assert everywhere.loc["0 - 2", "at"] > 4
     assert everywhere.loc["0 - 1", "p_different_holm"] > 0.05
+
+
+def test_orders_that_cross_do_not_coincide():
+    """Equal on average over the curvatures, 4 points apart at two of them: a mean of differences sees nothing."""
+    rng = np.random.default_rng(5)
+    gap = {0.25: 4.0, 0.5: -4.0}
+    frame = experiment(lambda b, c: hill(c) + (b == 1) * gap.get(c, 0.0), rng, orders=(0, 1), run_sd=0.3)
+    (row,) = orders_coincide(frame, "value", below=3, margin=1.0).to_dict("records")
+    assert abs(row["difference"]) < 0.3
+    assert row["p_equivalent"] > 0.99
+    assert row["p_different_holm"] < 0.01
+    assert abs(row["largest"]) == pytest.approx(4, abs=0.5)
+    assert row["largest_low"] < row["largest"] < row["largest_high"]
+    assert row["at"] in gap
+    assert row["largest"] == pytest.approx(-gap[row["at"]], abs=0.5)
+
+
+def test_orders_a_margin_apart_at_one_curvature_are_called_equal_at_most_5_times_in_100():
+    rng, few = np.random.default_rng(6), np.array([0.5, 1.0, 2.0])
+    wrong = [
+        orders_coincide(
+            experiment(lambda b, c: b * (c == 0.5), rng, orders=(0, 1), run_sd=0.3, curvatures=few),
+            "value", below=4, margin=1.0,
+        )["p_equivalent"].max() < 0.05
+        for _ in range(100)
+    ]  # fmt: skip
+    assert np.mean(wrong) < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 100)
+    same = experiment(lambda b, c: 0.0, rng, orders=(0, 1), run_sd=0.3, curvatures=few)
+    assert orders_coincide(same, "value", below=4, margin=1.0)["p_equivalent"].max() < 0.05
 
 
 def test_some_order_is_called_different_wrongly_at_most_5_times_in_100():
@@ -196,6 +242,34 @@ def test_lower_beyond_finds_a_fall_and_no_fall():
     flat = [lower_beyond(experiment(lambda b, c: 0.0, rng, orders=(0, 1)), "value") for _ in range(100)]
     wrong = np.mean([r.set_index("order").loc["all", "p_lower"] < 0.05 for r in flat])
     assert wrong < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 100)
+
+
+def test_changes_beyond_are_differences_of_means_by_hand():
+    rows = [
+        {"beta": b, "curvature": c, "seed": s, "value": 10 * b + c + 100 * s * (c > 10)}
+        for b in (0, 2) for c in (2.0, 4.0, 10.0, 20.0, 30.0) for s in (0, 1, 2)
+    ]  # fmt: skip
+    changes = changes_beyond(pd.DataFrame(rows), "value")
+    assert list(changes) == [0, 2]
+    for change in changes.values():  # 25 beyond, 7 within the band
+        np.testing.assert_allclose(change, [18, 118, 218])
+
+
+def test_a_trend_is_found_and_its_interval_covers_it():
+    """2 per doubling for one order, 4 for the other; a slope seen wrongly 5 times in 100, whatever the seed effects."""
+    rng = np.random.default_rng(7)
+    low = np.array([0.25, 0.5, 1.0, 2.0])
+    found = [
+        trend(experiment(lambda b, c: (2 + 2 * b) * np.log2(c), rng, orders=(0, 1), seeds=3, curvatures=low), "value")
+        for _ in range(200)
+    ]
+    assert np.mean([e.value for e in found]) == pytest.approx(3, abs=0.1)
+    covered = np.mean([e.low <= 3 <= e.high for e in found])
+    assert covered == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 200))
+    one = experiment(lambda b, c: np.log(c), rng, seeds=4, curvatures=low)
+    slopes = [stats.linregress(np.log2(part["curvature"]), part["value"]).slope for _, part in one.groupby("seed")]
+    got, expected = trend(one, "value"), mean_interval(slopes)
+    assert (got.value, got.low, got.high) == pytest.approx((expected.value, expected.low, expected.high))
 
 
 def test_holm():
@@ -252,6 +326,20 @@ def test_the_interval_of_a_correlation_covers_the_one_of_the_true_means():
         row = rank_correlation(frame, "hessian", "value", seed=i).set_index("order").loc["0"]
         covered.append(row["low"] - 1e-9 <= truth <= row["high"] + 1e-9)
     assert np.mean(covered) >= 0.83  # 95 % less 4 binomial standard errors of 60 (0.028)
+
+
+@pytest.mark.parametrize(("seeds", "enough"), [(3, False), (BOOTSTRAP_SEEDS, True), (10, True)])
+def test_how_many_seeds_the_interval_of_a_correlation_takes(monkeypatch, seeds, enough):
+    """One quantity depends on the curvature and the other does not: the interval should leave 0 out 5 times in 100."""
+    monkeypatch.setattr(statistics, "_RESAMPLES", 200)
+    rng = np.random.default_rng(seeds)
+    wrong = []
+    for _ in range(80):
+        frame = experiment(lambda b, c: 0.0, rng, orders=(0, 1), seeds=seeds)
+        frame["hessian"] = np.log(frame["curvature"] / 3) ** 2 + 0.3 * rng.normal(size=len(frame))
+        within = rank_correlation(frame, "hessian", "value").set_index("order").loc["within"]
+        wrong.append(not within["low"] <= 0 <= within["high"])
+    assert (np.mean(wrong) < 0.05 + 2 * math.sqrt(0.05 * 0.95 / 80)) == enough, np.mean(wrong)
 
 
 def test_a_constant_quantity_has_no_correlation():
@@ -337,6 +425,8 @@ def test_incomplete_or_ambiguous_grids_are_refused():
         optimum(one[one["seed"] < 2], "value")
     with pytest.raises(ValueError, match="expected at least two"):
         orders_coincide(one, "value", below=4, margin=1)
+    with pytest.raises(ValueError, match="expected at least 3"):
+        trend(one[one["curvature"] < 1], "value")
     with pytest.raises(ValueError, match="none beyond"):
         lower_beyond(frame[frame["curvature"] < 10], "value")
     with pytest.raises(ValueError, match="margin"):

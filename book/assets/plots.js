@@ -1,6 +1,7 @@
 // Draws the Plotly figures of a page, those in view at once and the others, for which Plotly need not be there
-// before, one by one when nothing else is to be done, in the colours of the page, now and whenever the reader switches between light and dark. (The widget
-// does this by itself.) A click on a point that names its runs opens their records.
+// before, one by one when nothing else is to be done, in the colours of the page, now and whenever the reader
+// switches between light and dark. (The widget does this by itself.) Where a figure is narrow its title is broken
+// into shorter lines and its legend stands below. A click on a point that names its runs opens their records.
 (() => {
   "use strict";
   const theme = () => (document.documentElement.dataset.theme === "dark" ? "dark" : "light");
@@ -24,6 +25,58 @@
         sliderdefaults: box,
       },
     };
+  };
+  const NARROW = 560; // pixels
+  const LEGEND = 150; // enough for most, until it is known
+  const CHARACTER = 7; // the width of one in a title of 13 pixels, on average
+  const wrapped = (text, length) =>
+    text
+      .replaceAll("<br>", " ")
+      .split(" ")
+      .reduce((lines, word) => {
+        const longer = `${lines.at(-1)} ${word}`;
+        if (lines.length && longer.length <= length) lines[lines.length - 1] = longer;
+        else lines.push(word);
+        return lines;
+      }, []);
+  const legendBelow = (layout, width) => width < NARROW || layout.legend?.yref === "container";
+  const room = (layout, legend) => ({ height: (layout.height ?? 420) + legend, "margin.b": 50 + legend });
+  // The layout of a figure this wide. How high its legend is can be told only when it is drawn: see `show`.
+  const laidOut = (layout, width) => {
+    const own = { ...structuredClone(layout), width, template: themed(layout.template), uirevision: true };
+    if (legendBelow(layout, width)) {
+      own.height = room(layout, LEGEND).height;
+      own.margin = { ...own.margin, b: room(layout, LEGEND)["margin.b"] };
+      own.legend = { ...own.legend, orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom" };
+    }
+    if (width >= NARROW) return own;
+    const title = layout.title?.text ? wrapped(layout.title.text, width / CHARACTER) : [];
+    if (title.length) {
+      const place = { x: 0, xref: "container", xanchor: "left", y: 1, yanchor: "top", pad: { t: 10, l: 4 } };
+      own.title = { text: title.join("<br>"), font: { size: 13 }, ...place };
+    }
+    for (const note of own.annotations ?? []) note.font = { ...note.font, size: 11 };
+    own.font = { ...own.font, size: 12 };
+    own.margin = { ...own.margin, t: 44 + 17 * title.length, l: 50, r: 10 };
+    return own;
+  };
+  const figures = new Map(); // element -> what the file holds
+  const state = (plot) => `${theme()} ${plot.clientWidth}`; // what a figure is drawn for
+  const show = async (plot) => {
+    const { data, layout, config } = figures.get(plot);
+    const width = plot.clientWidth || 700;
+    plot.dataset.state = state(plot);
+    const own = laidOut(layout, width);
+    plot.style.height = `${own.height ?? 420}px`;
+    await Plotly.react(plot, data, own, config);
+    if (legendBelow(layout, width)) {
+      const legend = plot.querySelector(".legend");
+      const needed = room(layout, legend ? Math.ceil(legend.getBoundingClientRect().height) + 8 : 0);
+      plot.style.height = `${needed.height}px`;
+      await Plotly.relayout(plot, needed);
+    }
+    plot.dataset.theme = theme();
+    plot.dataset.narrow = width < NARROW;
   };
   const openRecords = (event) => {
     const point = event.points.find((point) => point.customdata);
@@ -54,23 +107,23 @@
       }
       await plotly();
       const source = plot.querySelector("script");
-      const figure = JSON.parse(source.textContent);
+      figures.set(plot, JSON.parse(source.textContent));
       source.remove();
-      figure.layout.template = themed(figure.layout.template);
-      await Plotly.newPlot(plot, figure);
+      await show(plot);
       plot.on("plotly_click", openRecords);
-      plot.dataset.theme = theme();
     }
   };
-  const recolour = async () => {
-    for (const plot of document.querySelectorAll(".js-plotly-plot")) {
-      if (plot.dataset.theme === theme()) continue;
-      await Plotly.relayout(plot, { template: themed(plot.layout.template) });
-      plot.dataset.theme = theme();
-    }
+  let last = Promise.resolve();
+  const redraw = () => {
+    last = last.then(async () => {
+      for (const plot of figures.keys()) {
+        if (plot.clientWidth && plot.dataset.state !== state(plot)) await show(plot); // not while it is hidden
+      }
+    });
   };
   draw().then(() => {
-    recolour(); // in case the reader switched while they were drawn
-    new MutationObserver(recolour).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+    new MutationObserver(redraw).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+    const watch = new ResizeObserver(redraw); // calls once for each at the start: the reader may have switched already
+    for (const plot of figures.keys()) watch.observe(plot);
   });
 })();

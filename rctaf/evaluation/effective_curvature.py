@@ -5,12 +5,18 @@ against the scale of what comes in: (α, z) → (α/k, kz) multiplies the output
 can undo. So the function of a network does not determine α. Two dimensionless numbers it does determine, per
 layer, with z the pre-activation:
 
-    κ = α · std(z)                 how many bends wide the used stretch of the activation is (RCT-AF only);
+    κ = α · std(z)                 how many bend-widths 1/α the pre-activations cover (RCT-AF only); the
+                                   *effective curvature* of the book;
     max|σ''| · std(z)              the same in curvature: 2^(β-2) κ for RCT-AF up to order 4, and defined for
                                    every activation whose second derivative is bounded.
 
+Within one order they differ by a constant; between orders only the second can be equal where max|σ''| and std(z) are.
+
 Where a batch norm stands directly before the activation, α · |gain| is the part of κ of one channel. All three
 are unchanged under (α, gain, bias) → (α/k, k·gain, k·bias).
+
+Not to be confused with the *rms curvature*, the root mean square of σ'' over normal inputs, which the axis
+``effective_curvature`` of a grid means (:func:`rctaf.family.effective_curvature_at_start`).
 """
 
 from __future__ import annotations
