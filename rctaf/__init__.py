@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 from rctaf.family import alpha_for_curvature, curvature
 
 if TYPE_CHECKING:
-    from rctaf.activations import ACTIVATIONS, RCTAF, make_activation, rctaf, replace_activations
+    from rctaf.activations import ACTIVATIONS, RCTAF, make_activation, rctaf
+    from rctaf.replacement import replace_activations
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,6 +24,6 @@ def __getattr__(name: str) -> Any:
     """What needs PyTorch is imported when first asked for: the command line, which does not, starts in no time."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from rctaf import activations
+    from rctaf import activations, replacement
 
-    return getattr(activations, name)
+    return getattr(replacement if name == "replace_activations" else activations, name)

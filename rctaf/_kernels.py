@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from rctaf import _native
 from rctaf._native import Summand
@@ -87,7 +88,7 @@ def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
 
     u = alpha * z
     first = 1 if n == 1 else 0  # the slope is s + u q (...)
-    if beta - first > 1:
+    if beta > 0:  # u multiplies q, which is zero where u overflows
         u = u.clamp(-_limit(z), _limit(z))
     s = torch.sigmoid(u)
     if n == 1 and beta == 0:
@@ -116,8 +117,11 @@ def _limit(z: Tensor) -> float:
 
 
 def _fast(z: Tensor) -> bool:
-    """Whether few operations count more than the last digits: not in double precision, and a compiler fuses them."""
-    return z.dtype == torch.float32 and not torch.compiler.is_compiling()
+    """Whether few operations count more than the last digits: not in double precision, and a compiler fuses them.
+
+    PyTorch cannot differentiate its operation, as TorchScript would have it do.
+    """
+    return z.dtype == torch.float32 and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def _times_swish_slope(factor: Tensor, z: Tensor, alpha: float) -> Tensor:
@@ -125,9 +129,14 @@ def _times_swish_slope(factor: Tensor, z: Tensor, alpha: float) -> Tensor:
     return torch.ops.aten.silu_backward(factor, (alpha * z).clamp_(-_limit(z), _limit(z)))
 
 
+def has_tangent(*tensors: Tensor) -> bool:
+    """Whether forward-mode differentiation goes through one of these; a kernel would lose its tangent."""
+    return any(unpack_dual(t).tangent is not None for t in tensors)
+
+
 def backward(saved: Tensor, alpha: float, beta: int, n: int, from_output: bool, grad: Tensor) -> Tensor | None:
     """``grad`` times the (n+1)-th derivative in few passes, where nobody will differentiate it again; else None."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or has_tangent(saved, grad):
         return None
     if (kernel := _kernel_for(saved)) is not None:
         if from_output:

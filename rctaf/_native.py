@@ -110,9 +110,13 @@ def channels(x: Tensor) -> tuple[int, int]:
 
 
 def plain(x: Tensor) -> bool:
-    """A real block of memory: no subclass, no tracer, no function transform."""
+    """A real block of memory that holds the values: nothing sparse or nested, no subclass, no trace or transform."""
     return (
         type(x) in (Tensor, torch.nn.Parameter)
+        and x.layout is torch.strided
+        and not x.is_nested
+        and not x.is_neg()  # memory of the opposite sign, as in the imaginary part of a conjugate
+        and not torch.jit.is_tracing()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and torch._C._len_torch_dispatch_stack() == 0
     )

@@ -1,4 +1,4 @@
-r"""The activation family RCT-AF, the named baselines, and how to put them into a network.
+r"""The activation family RCT-AF, and the named baselines. :mod:`rctaf.replacement` puts them into a network.
 
 With sharpness :math:`\alpha > 0` (``alpha``), order :math:`\beta` (``beta``) and the logistic function s
 (Eq. 1-6 of arXiv 2603.23860):
@@ -13,25 +13,32 @@ Its derivatives and its curvature :math:`\max_x |\sigma''(x)|` are in :mod:`rcta
 
 from __future__ import annotations
 
-import dis
 import math
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.forward_ad import unpack_dual
 
 from rctaf import _kernels
 from rctaf._native import Summand, plain
 from rctaf.family import checked_order, positive
 
 # --- the function and its module -------------------------------------------------------------------------------------
+
+_ALPHAS = 1e-9, 1e9  # in between, up to the fourth derivative of order 5, nothing overflows in single precision
+
+
+def _sharpness(alpha: float) -> float:
+    alpha = positive(alpha, "alpha (sharpness)")
+    if not _ALPHAS[0] <= alpha <= _ALPHAS[1]:
+        raise ValueError(
+            f"alpha (sharpness) must be from 1e-9 to 1e9 for tensors (nn.ReLU() is the limit), got {alpha!r}"
+        )
+    return alpha
 
 
 class _Derivative(torch.autograd.Function):
@@ -78,32 +85,40 @@ class _Norm(NamedTuple):
 
     x: Tensor
     weight: Tensor
-    bias: Tensor
     scale: Tensor  # weight and bias with the statistics of this batch, without their gradients
     shift: Tensor
+    bias_then: Tensor  # a copy: the norm does not keep its bias, so that others may change it before the backward pass
+    bias: Tensor
     eps: float
 
     def output(self) -> Tensor:
         """The output, differentiable any number of times."""
-        return F.batch_norm(self.x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        bias = self.bias_then + (self.bias - self.bias.detach())  # the value of then, the gradient to what it is now
+        return F.batch_norm(self.x, None, None, self.weight, bias, True, 0.0, self.eps)
 
 
 def _norm_behind(y: Tensor) -> _Norm | None:
-    """The batch norm in training mode whose output ``y`` is; None where y is something else or has been changed."""
+    """The batch norm in training mode whose output ``y`` is, if it still keeps what it was computed from; else None.
+
+    The norm keeps everything but its bias, which is taken to be what it was when the norm was called.
+    """
     node: Any = y.grad_fn
     if type(node).__name__ not in ("NativeBatchNormBackward0", "CudnnBatchNormBackward0"):
         return None
     if not node._saved_training or y.output_nr or y._version:
         return None
-    weight, bias = node._saved_weight, getattr(node.next_functions[2][0], "variable", None)
+    try:
+        x, weight, mean, inverse_std = node._saved_input, node._saved_weight, node._saved_result1, node._saved_result2
+    except RuntimeError:  # a backward pass has freed them, or somebody has changed them in place
+        return None
+    bias = getattr(node.next_functions[2][0], "variable", None)
     if weight is None or bias is None:
         return None
     eps = node._saved_eps if hasattr(node, "_saved_eps") else node._saved_epsilon
     with torch.no_grad():  # in single precision at least, which the kernels ask for
-        mean, inverse_std = _kernels.widen(node._saved_result1), _kernels.widen(node._saved_result2)
-        scale = inverse_std * weight
-        shift = torch.addcmul(_kernels.widen(bias), mean, scale, value=-1)
-    return _Norm(node._saved_input, weight, bias, scale, shift, eps)
+        scale = _kernels.widen(inverse_std) * weight
+        shift = torch.addcmul(_kernels.widen(bias), _kernels.widen(mean), scale, value=-1)
+        return _Norm(x, weight, scale, shift, bias.clone(), bias, eps)
 
 
 class _OfSum(torch.autograd.Function):
@@ -115,7 +130,7 @@ class _OfSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, alpha: float, beta: int, norms: tuple[_Norm | None, ...], *values: Tensor) -> Tensor:
-        ctx.alpha, ctx.beta, ctx.eps = alpha, beta, [None if norm is None else norm.eps for norm in norms]
+        ctx.alpha, ctx.beta, ctx.rest = alpha, beta, [None if norm is None else norm[5:] for norm in norms]
         ctx.save_for_backward(
             *(t for norm, y in zip(norms, values, strict=True) for t in ((y,) if norm is None else norm[:5]))
         )
@@ -124,8 +139,8 @@ class _OfSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        parts = [next(saved) if eps is None else _Norm._make([*islice(saved, 5), eps]) for eps in ctx.eps]
-        if torch.is_grad_enabled():  # somebody will differentiate once more
+        parts = [next(saved) if rest is None else _Norm(*islice(saved, 5), *rest) for rest in ctx.rest]
+        if torch.is_grad_enabled() or _kernels.has_tangent(grad):  # somebody differentiates once more
             x = sum(part.output() if isinstance(part, _Norm) else part for part in parts)
             result = grad * _Derivative.apply(x, ctx.alpha, ctx.beta, 1)
         else:
@@ -141,7 +156,7 @@ def _saves(*values: Tensor) -> bool:
         and torch.is_grad_enabled()
         and all(plain(value) for value in values)
         and any(value.requires_grad for value in values)
-        and all(unpack_dual(value).tangent is None for value in values)
+        and not _kernels.has_tangent(*values)
         and torch._C._autograd._top_saved_tensors_default_hooks(True) is None  # such as those of a checkpoint
     )
 
@@ -160,7 +175,8 @@ def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
 
     Args:
         x: floating-point tensor of any shape.
-        alpha: sharpness, a finite number above 0.
+        alpha: sharpness, a number from 1e-9 to 1e9 (beyond, single precision overflows on the way; ``nn.ReLU`` is the
+            limit of large ``alpha``).
         beta: order, an integer 0, 1, 2, ...
 
     Returns:
@@ -172,10 +188,11 @@ def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
     >>> rctaf(torch.tensor([-1.0, 0.0, 1.0]), alpha=14.0, beta=1)
     tensor([-8.3153e-07,  0.0000e+00,  1.0000e+00])
     """
-    alpha, beta = positive(alpha, "alpha (sharpness)"), checked_order(beta)
+    alpha, beta = _sharpness(alpha), checked_order(beta)
     if not x.is_floating_point():
         raise ValueError(f"x must be a floating-point tensor, got {x.dtype}")
-    if torch.compiler.is_compiling():  # the compiler differentiates and fuses the plain formula with its neighbours
+    # The compiler differentiates and fuses the plain formula with its neighbours; TorchScript can save nothing else.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _kernels.derivative(x, alpha, beta, 0)
     if beta > 0 and _saves(x) and (norm := _norm_behind(x)) is not None:
         return _OfSum.apply(alpha, beta, (norm,), x)
@@ -191,7 +208,7 @@ class RCTAF(nn.Module):
     Shapes: any to the same.
 
     Raises:
-        ValueError: ``alpha`` is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...
+        ValueError: ``alpha`` is not a number from 1e-9 to 1e9, or ``beta`` not an integer 0, 1, 2, ...
 
     >>> RCTAF(alpha=14, beta=1)
     RCTAF(alpha=14, beta=1)
@@ -199,7 +216,7 @@ class RCTAF(nn.Module):
 
     def __init__(self, alpha: float, beta: int) -> None:
         super().__init__()
-        self.alpha = positive(alpha, "alpha (sharpness)")
+        self.alpha = _sharpness(alpha)
         self.beta = checked_order(beta)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -251,7 +268,7 @@ class LearnedRCTAF(RCTAF):
     Shapes, precision and derivatives as :func:`rctaf`.
 
     Raises:
-        ValueError: ``alpha`` (the start) is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...
+        ValueError: ``alpha`` (the start) is not a number from 1e-9 to 1e9, or ``beta`` not an integer 0, 1, 2, ...
 
     >>> LearnedRCTAF(alpha=14, beta=1)
     LearnedRCTAF(alpha=14, beta=1)
@@ -260,7 +277,7 @@ class LearnedRCTAF(RCTAF):
     def __init__(self, alpha: float, beta: int) -> None:
         nn.Module.__init__(self)
         self.beta = checked_order(beta)
-        self.log_alpha = nn.Parameter(torch.tensor(math.log(positive(alpha, "alpha (sharpness)"))))
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(_sharpness(alpha))))
 
     @property
     def alpha(self) -> float:  # type: ignore[override]
@@ -333,170 +350,7 @@ def make_activation(name: str, **kw: Any) -> nn.Module:
     return _MAKERS[name](**kw)
 
 
-# --- activations in a network ----------------------------------------------------------------------------------------
-
 ACTIVATION_MODULES = (
     RCTAF, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
     nn.Softplus, nn.Hardswish, nn.Threshold,
 )  # fmt: skip
-_FUNCTION_NAMES = (
-    "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu", "elu_", "celu", "celu_",
-    "selu", "selu_", "gelu", "silu", "mish", "softplus", "hardswish", "threshold", "threshold_",
-)  # fmt: skip
-_FUNCTIONS = frozenset(
-    getattr(home, name) for home in (torch, F, Tensor) for name in _FUNCTION_NAMES if hasattr(home, name)
-) | {rctaf}
-
-
-def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> int:
-    """Put a new activation in every place of ``model`` that holds one; change the model in place.
-
-    An activation here is an elementwise rectifier: :class:`RCTAF`, ReLU, ReLU6, LeakyReLU, PReLU, RReLU, ELU, CELU,
-    SELU, GELU, SiLU, Mish, Softplus, Hardswish, Threshold. Gates and normalisers (sigmoid, tanh, softmax, GLU) stay.
-    A place is an attribute of a module, however deep, that holds an activation module or a function such as
-    ``F.relu`` (as in ``nn.TransformerEncoderLayer``). A module that stands in several places stays shared.
-
-    An activation *called* as a function in the code of a forward method cannot be replaced from outside. It is never
-    passed over in silence: the forward of every module is traced symbolically (read, where it cannot be traced).
-
-    Args:
-        model: any module but an activation itself.
-        factory: makes one activation, e.g. ``lambda: RCTAF(alpha=14, beta=1)``.
-
-    Returns:
-        The number of places.
-
-    Raises:
-        ValueError: an activation is called as a function (the message says which, and in which module), is compiled
-            into a module (``nn.RNN`` with ReLU, TorchScript), or ``model`` or ``factory`` is not as above. The model
-            is then unchanged.
-
-    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Sequential(nn.Linear(3, 3), nn.GELU()), nn.Softmax(-1))
-    >>> replace_activations(net, lambda: RCTAF(alpha=14, beta=1))
-    2
-    >>> net[1], net[2][1]
-    (RCTAF(alpha=14, beta=1), RCTAF(alpha=14, beta=1))
-    """
-    if isinstance(factory, nn.Module) or not callable(factory):
-        raise ValueError(f"factory must be a function that makes an activation (lambda: ReLU()), got {factory!r}")
-    if isinstance(model, ACTIVATION_MODULES):
-        raise ValueError(f"the model is itself an activation, with nothing around it to change: {model!r}")
-    problems = [
-        f"{path or 'the model'} ({type(module).__name__}) calls {name}"
-        for path, module in model.named_modules()
-        for name in sorted(_called_inside(module))
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(
-            f"activations called inside code cannot be replaced: {', '.join(problems[:3])}{more}; "
-            "hold each as a module (self.act = nn.ReLU()) and call that"
-        )
-
-    places: list[tuple[nn.Module, str, Any]] = []
-    for parent in model.modules():
-        held = [(name, child) for name, child in parent._modules.items() if isinstance(child, ACTIVATION_MODULES)]
-        places += [(parent, name, child) for name, child in held]
-        places += [(parent, name, (parent, name)) for name in _function_attributes(parent)]
-    new = {
-        old: factory() for old in dict.fromkeys(old for _, _, old in places)
-    }  # one for each, however often it stands
-    for made in new.values():
-        if not isinstance(made, nn.Module):
-            raise ValueError(f"factory must return a module, got {made!r}")
-    for parent, name, old in places:
-        setattr(parent, name, new[old].train(parent.training))
-    for module in model.modules():
-        # The fast path of nn.TransformerEncoderLayer computes ReLU or GELU itself, whatever the layer holds, unless:
-        if "activation_relu_or_gelu" in vars(module):
-            vars(module)["activation_relu_or_gelu"] = 0
-    return len(places)
-
-
-def _is_activation_function(thing: Any) -> bool:
-    while isinstance(thing, partial):
-        thing = thing.func
-    try:
-        return thing in _FUNCTIONS
-    except TypeError:  # unhashable
-        return False
-
-
-def _function_attributes(module: nn.Module) -> list[str]:
-    """Attributes of this module that hold an activation function, such as ``self.act = F.relu``."""
-    return [name for name, value in vars(module).items() if _is_activation_function(value)]
-
-
-class _OwnCode(torch.fx.Tracer):
-    """Traces what one module's forward does itself; its submodules stay closed."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def _called_inside(module: nn.Module) -> set[str]:
-    """Names of the activations that the module's own code calls as functions."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return {"compiled TorchScript"}
-    if isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity == "relu":
-        return {"relu"}
-    if type(module).__module__.startswith("torch.") and not isinstance(module, torch.fx.GraphModule):
-        return set()  # PyTorch's other modules call only what they hold as attributes
-    if isinstance(module, RCTAF) or type(module).forward is nn.Module.forward:
-        return set()
-    before = dict(vars(module))
-    try:
-        for name in _function_attributes(module):  # these will be replaced
-            vars(module)[name] = lambda x, *_, **__: x
-        nodes = list(_OwnCode().trace(module).nodes)
-    except Exception:  # whatever a forward may raise when it meets a Proxy: read its code instead
-        forward = type(module).forward
-        return _mentioned(forward.__code__, forward.__globals__, module, set())
-    finally:
-        vars(module).clear()
-        vars(module).update(before)
-    return {
-        name
-        for node in nodes
-        for name in [node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")]
-        if (node.op == "call_function" and _is_activation_function(node.target))
-        or (node.op == "call_method" and name in _FUNCTION_NAMES)
-    }
-
-
-def _mentioned(code: CodeType, names: dict[str, Any], owner: nn.Module, seen: set[CodeType]) -> set[str]:
-    """Names of the activation functions looked up by a method of ``owner``, or by any Python function it looks up."""
-    if code in seen:
-        return set()
-    seen.add(code)
-    found: set[str] = set()
-
-    def follow(function: Any, bound: Any) -> None:
-        if isinstance(function, FunctionType) and not (function.__module__ or "").startswith("torch."):
-            found.update(_mentioned(function.__code__, function.__globals__, bound, seen))
-
-    unknown = object()
-    thing: Any = unknown  # what the expression read so far, such as self.block.act, stands for
-    for step in dis.get_instructions(code):
-        name = step.argval[-1] if isinstance(step.argval, tuple) else step.argval
-        if "LOAD_FAST" in step.opname or step.opname == "LOAD_DEREF":
-            thing = owner if name == "self" else unknown
-        elif step.opname == "LOAD_GLOBAL":
-            thing = names.get(name, unknown)
-        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and thing is not unknown:
-            # an activation function held as an attribute will be replaced
-            held = isinstance(thing, nn.Module) and name in _function_attributes(thing)
-            thing = unknown if held else getattr(thing, name, unknown)
-        else:
-            if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and name in _FUNCTION_NAMES:
-                found.add(name)  # a method of something computed: x.relu()
-            thing = unknown
-        if _is_activation_function(thing):
-            found.add(name)
-        follow(getattr(thing, "__func__", thing), getattr(thing, "__self__", owner))
-        if isinstance(step.argval, CodeType):  # a function or comprehension inside this one
-            found |= _mentioned(step.argval, names, owner, seen)
-    if "super" in code.co_names:
-        for base in type(owner).__mro__:
-            follow(vars(base).get(code.co_name), owner)
-    return found

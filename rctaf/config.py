@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rctaf import recipes
-from rctaf.family import alpha_for_curvature, alpha_for_effective_curvature, curvature
+from rctaf.family import alpha_for_curvature, alpha_for_rms_curvature, curvature
 
 SCHEMA = 1  # raise it when the *meaning* of a field changes: every run id changes with it
 
@@ -45,7 +45,7 @@ _USED_BY: dict[str, dict[str | None, set[str]]] = {
 # inversion are (one is a division, the other a quadrature)
 _ALPHA_FOR: dict[str, tuple[Callable[[float, int], float], int]] = {
     "curvature": (alpha_for_curvature, 12),
-    "effective_curvature": (alpha_for_effective_curvature, 9),
+    "rms_curvature": (alpha_for_rms_curvature, 9),
 }
 _NEEDED_BY = {"awp": {"awp_from"}, "averaging": {"averaging_decay", "averaging_from"}}  # dropped where it is None
 
@@ -252,8 +252,8 @@ def assigned_names(code: str) -> list[str]:
 class Block(BaseModel):
     """One product of axes over a common base.
 
-    In place of ``alpha`` an axis may be ``curvature``, max|sigma''|, or ``effective_curvature``, what the start of
-    training meets of it (:func:`rctaf.family.effective_curvature_at_start`). ``recipe`` names a file of
+    In place of ``alpha`` an axis may be ``curvature``, max|sigma''|, or ``rms_curvature``, what the start of
+    training meets of it (:func:`rctaf.family.rms_curvature_at_start`). ``recipe`` names a file of
     ``rctaf/recipes``, whose settings are used where neither base nor axes give their own.
     """
 

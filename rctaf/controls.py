@@ -15,7 +15,7 @@ import pandas as pd
 import scipy  # its parts load when first used
 
 from rctaf.config import Grid, RunConfig
-from rctaf.family import curvature, effective_curvature_at_start
+from rctaf.family import curvature, rms_curvature_at_start
 from rctaf.records import Record, table
 from rctaf.statistics import Difference, holm, mean_interval, orders_coincide, paired_difference
 from rctaf.verdicts import BAND, MARGIN, MIN_SEEDS, Verdict
@@ -302,22 +302,21 @@ def weight_decay(frame: pd.DataFrame, value: str) -> list[Verdict]:
 
 # --- (d) orders at equal curvature, and at equal rms curvature -------------------------------------------------------
 #
-# The rms curvature is the root mean square of sigma'' over normal inputs. The axis ``effective_curvature`` of a grid
-# means this one. The *effective curvature* of the book, and of the field of that name in a record, is another:
-# kappa = alpha std(z).
+# The rms curvature is the root mean square of sigma'' over normal inputs. The *effective curvature* of the book, and
+# of the field of that name in a record, is another: kappa = alpha std(z).
 
 
 def measured_rms_curvature(record: Record) -> float:
     """Geometric mean over the layers of a trained network of std(z) times the rms curvature.
 
     Pre-activations z are taken as normal with mean 0 and the measured standard deviation, so that this is
-    :func:`rctaf.family.effective_curvature_at_start` at kappa.
+    :func:`rctaf.family.rms_curvature_at_start` at kappa.
     """
     beta = record.config.beta
     if beta is None:
         return math.nan
     layers = record.metrics["effective_curvature"]
-    return math.exp(float(np.mean([math.log(effective_curvature_at_start(layer["kappa"], beta)) for layer in layers])))
+    return math.exp(float(np.mean([math.log(rms_curvature_at_start(layer["kappa"], beta)) for layer in layers])))
 
 
 def with_rms_curvature(frame: pd.DataFrame, records: Sequence[Record]) -> pd.DataFrame:
@@ -326,7 +325,7 @@ def with_rms_curvature(frame: pd.DataFrame, records: Sequence[Record]) -> pd.Dat
         return frame
     rows = frame[frame["activation"] == "rctaf"]
     rows = rows.assign(beta=rows["beta"].astype(int))  # astype({"beta": int}) would leave it in pieces
-    start = [effective_curvature_at_start(a, b) for a, b in zip(rows["alpha"], rows["beta"], strict=True)]
+    start = [rms_curvature_at_start(a, b) for a, b in zip(rows["alpha"], rows["beta"], strict=True)]
     measured = {record.run_id: measured_rms_curvature(record) for record in records}
     return rows.assign(
         rms_start=np.array([float(f"{e:.6g}") for e in start]),  # the grids give them with few digits

@@ -39,11 +39,11 @@ def positive(value: float, what: str) -> float:
     return float(value)
 
 
-def checked_order(beta: int) -> int:
+def checked_order(value: int, what: str = "beta (order)") -> int:
     """The order as an int; ValueError unless it is 0, 1, 2, ..."""
-    if isinstance(beta, bool) or not isinstance(beta, numbers.Integral) or beta < 0:
-        raise ValueError(f"beta (order) must be an integer 0, 1, 2, ..., got {beta!r}")
-    return int(beta)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise ValueError(f"{what} must be an integer 0, 1, 2, ..., got {value!r}")
+    return int(value)
 
 
 # --- the polynomials ---------------------------------------------------------------------------
@@ -162,11 +162,11 @@ def alpha_for_curvature(c: float, beta: int) -> float:
     return positive(c, "c (curvature)") / _unit_curvature(checked_order(beta))
 
 
-def effective_curvature_at_start(alpha: float, beta: int) -> float:
-    r"""The curvature that standard normal inputs meet, :math:`\sqrt{E\,\sigma_{\alpha,\beta}''(Z)^2}` with Z ~ N(0, 1).
+def rms_curvature_at_start(alpha: float, beta: int) -> float:
+    r"""The rms curvature of standard normal inputs, :math:`\sqrt{E\,\sigma_{\alpha,\beta}''(Z)^2}` with Z ~ N(0, 1).
 
-    Batch norm gives each channel mean 0 and standard deviation 1 at the start of training, so this is the root mean
-    square of :math:`\sigma''` there; :math:`\max|\sigma''|` is what only inputs near 0 meet. By homogeneity, normal
+    Such are, roughly, the inputs of an activation that reads a batch norm directly, at the start of training;
+    :math:`\max|\sigma''|` is what only inputs near 0 meet. By homogeneity, normal
     inputs z of mean 0 and any other standard deviation meet :math:`\operatorname{std}(z) \sqrt{E\,\sigma''(z)^2}` equal
     to this function at :math:`\kappa = \alpha \operatorname{std}(z)` (:mod:`rctaf.evaluation.effective_curvature`).
 
@@ -177,7 +177,7 @@ def effective_curvature_at_start(alpha: float, beta: int) -> float:
     Raises:
         ValueError: ``alpha`` is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...
 
-    >>> [round(effective_curvature_at_start(a, beta), 3) for beta, a in enumerate((28, 14, 7))]  # all of curvature 7
+    >>> [round(rms_curvature_at_start(a, beta), 3) for beta, a in enumerate((28, 14, 7))]  # all of curvature 7
     [1.364, 1.572, 1.905]
     """
     alpha, beta = positive(alpha, "alpha (sharpness)"), checked_order(beta)
@@ -193,25 +193,25 @@ def effective_curvature_at_start(alpha: float, beta: int) -> float:
 
 
 @cache
-def alpha_for_effective_curvature(c: float, beta: int) -> float:
-    """The sharpness at which order ``beta`` starts with effective curvature ``c``.
+def alpha_for_rms_curvature(c: float, beta: int) -> float:
+    """The sharpness at which order ``beta`` starts with rms curvature ``c``.
 
-    The inverse of :func:`effective_curvature_at_start`, which increases from 0 without bound: bisection, between
+    The inverse of :func:`rms_curvature_at_start`, which increases from 0 without bound: bisection, between
     the sharpness of *curvature* c (the root mean square is no larger than the maximum) and the first double of it
     that is large enough.
 
     Raises:
         ValueError: ``c`` is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...
 
-    >>> [round(alpha_for_effective_curvature(1, beta), 3) for beta in (0, 1, 2)]
+    >>> [round(alpha_for_rms_curvature(1, beta), 3) for beta in (0, 1, 2)]
     [15.082, 5.712, 2.053]
     """
-    low = high = alpha_for_curvature(positive(c, "c (effective curvature)"), beta)
-    while effective_curvature_at_start(high, beta) < c:
+    low = high = alpha_for_curvature(positive(c, "c (rms curvature)"), beta)
+    while rms_curvature_at_start(high, beta) < c:
         high *= 2
     for _ in range(60):
         middle = math.sqrt(low * high)
-        if effective_curvature_at_start(middle, beta) < c:
+        if rms_curvature_at_start(middle, beta) < c:
             low = middle
         else:
             high = middle

@@ -433,24 +433,6 @@ def minimum_detectable_difference(
     return float(scipy.stats.t.ppf(1 - level / 2, df) + scipy.stats.t.ppf(power, df)) * sd * math.sqrt(2 / runs)
 
 
-def spread_p_value(values: Sequence[float] | Array, sd: float, df: float = math.inf) -> float:
-    """How often single runs of k *equal* cells would spread at least as far as these, max - min.
-
-    P(Q >= (max - min) / sd) for the studentised range Q of k normal values, with sd on ``df`` degrees of freedom: all
-    pairs are compared at once, so nothing need be corrected.
-
-    Raises:
-        ValueError: fewer than two values, or sd or df not positive.
-
-    >>> 0.4 < spread_p_value([54.49, 54.57, 54.79], sd=0.2) < 0.6
-    True
-    """
-    x = _finite(values)
-    if len(x) < 2 or not (sd > 0 and df > 0):
-        raise ValueError(f"{len(x)} values, sd={sd}, df={df}: expected at least 2 values, sd and df above 0")
-    return float(scipy.stats.studentized_range.sf(np.ptp(x) / sd, len(x), df))
-
-
 # --- common ----------------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,8 @@ from mpmath import iv
 from sympy.codegen.cfunctions import log1p
 from sympy.functions.combinatorial.numbers import stirling
 
+from rctaf.family import checked_order
+
 x = sp.Symbol("x", real=True)
 alpha = sp.Symbol("alpha", positive=True)
 u = sp.Symbol("u", real=True)  # u = αx
@@ -38,11 +40,6 @@ MEANING = {
 }
 
 
-def _check_order(beta: int) -> None:
-    if isinstance(beta, bool) or not isinstance(beta, int) or beta < 0:
-        raise ValueError(f"order beta must be an integer >= 0, got {beta!r}")
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # The family
 
@@ -53,7 +50,7 @@ def sigma(beta: int) -> sp.Expr:
     >>> sigma(0)
     log(exp(alpha*x) + 1)/alpha
     """
-    _check_order(beta)
+    beta = checked_order(beta)
     value = sp.log(1 + sp.exp(alpha * x)) / alpha
     for _ in range(beta):
         value = x * sp.diff(value, x)
@@ -84,8 +81,8 @@ def derivative(beta: int, n: int) -> sp.Expr:
     >>> derivative(2, 1)
     q*u*(c*u + 3) + s
     """
-    _check_order(beta)
-    _check_order(n)
+    beta = checked_order(beta)
+    n = checked_order(n, "n (derivative)")
     if n == 0:
         return ell / alpha if beta == 0 else u / alpha * derivative(beta - 1, 1)
     if n == 1:  # σ_{β+1}' = σ_β' + u q P_β, from differentiating σ_{β+1} = x σ_β'
@@ -102,7 +99,7 @@ def closed_form(beta: int) -> sp.Expr:
 
     θ^β = Σ_k S(β,k) x^k (d/dx)^k holds for every function; softplus^{(k)} is a polynomial in the logistic function.
     """
-    _check_order(beta)
+    beta = checked_order(beta)
     terms = [stirling(beta, k) * u**k * sp.diff(MEANING[ell], u, k) for k in range(beta + 1)]
     return (sum(terms, sp.Integer(0)) / alpha).subs(u, alpha * x)
 
@@ -132,7 +129,7 @@ def verify(beta: int) -> None:
     Raises:
         ArithmeticError: if any identity fails.
     """
-    _check_order(beta)
+    beta = checked_order(beta)
     if beta == 0:
         recursion = sigma(0)
     else:
@@ -368,7 +365,7 @@ def prove_curvature(beta: int) -> CurvatureProof:
     >>> proof.extrema[1].at.digits(6), proof.extrema[1].value.digits(6)
     ('2.16244', '-0.231421')
     """
-    _check_order(beta)
+    beta = checked_order(beta)
     polynomial = _curvature_polynomial(beta)
     mirrored = polynomial.subs({u: -u, c: -c}, simultaneous=True)
     if sp.expand(mirrored - polynomial) != 0:

@@ -48,7 +48,7 @@ def test_a_network_holds_what_it_holds_with_relu(name):
     images = torch.randn(32, 3, 32, 32)
     relu = held_after_forward(network(name, None), images)
     for beta in (0, 1, 2, 3):
-        # two numbers per channel more; the last output, which the pooling does not need, less
+        # three numbers per channel more; the last output, which the pooling does not need, less
         assert 0.95 * relu < held_after_forward(network(name, beta), images) < 1.005 * relu, beta
     with as_saved_by_autograd():  # or the comparison would show nothing
         assert held_after_forward(network(name, 1), images) > 1.2 * relu
@@ -200,6 +200,52 @@ def test_an_output_changed_in_place_is_taken_as_it_is():
     (got,) = torch.autograd.grad(activation(changed).sum(), x)
     (want,) = torch.autograd.grad(norm(x), x, _kernels.derivative(changed.detach(), 7.0, 1, 1))
     torch.testing.assert_close(got, want)
+
+
+def test_a_norm_that_has_been_differentiated_is_no_longer_asked():
+    x, norm = torch.randn(6, 4, requires_grad=True), nn.BatchNorm1d(4)
+    y = norm(x)
+    y.sum().backward()
+    for z in (RCTAF(7.0, 1)(y), activate_sum(RCTAF(7.0, 1), y, torch.zeros(6, 4))):
+        torch.testing.assert_close(z.detach(), F.silu(7 * y.detach()) / 7)
+    y, z = norm(x), norm(x)
+    with torch.no_grad():
+        norm.weight.mul_(2)  # the backward pass of the norm will complain, if it is asked for
+    torch.testing.assert_close(RCTAF(7.0, 1)(y), F.silu(7 * z) / 7)
+
+
+@pytest.mark.parametrize("how", ["once", "twice", "sum"])
+def test_the_bias_may_change_before_the_backward_pass(how):
+    """As an optimiser of another loss does; batch norm itself does not keep its bias."""
+
+    def run():
+        torch.manual_seed(0)
+        x, norm, activation = torch.randn(6, 4).double().requires_grad_(), nn.BatchNorm1d(4).double(), RCTAF(2.0, 2)
+        nn.init.normal_(norm.bias)
+        wanted = [x, norm.weight, norm.bias]
+        y = activate_sum(activation, norm(x), x) if how == "sum" else activation(norm(x))
+        with torch.no_grad():
+            norm.bias.add_(1)
+        first = torch.autograd.grad(y.square().sum(), wanted, create_graph=how != "once")
+        if how == "once":
+            return first
+        return *first, *torch.autograd.grad(sum((g**3).sum() for g in first), wanted)
+
+    with as_saved_by_autograd():
+        want = run()
+    for a, b in zip(run(), want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_tangent_of_the_gradient_goes_through_the_norm():
+    x, norm = torch.randn(6, 4, requires_grad=True), nn.BatchNorm1d(4)
+    v, w = torch.randn(2, 6, 4)
+    (want,) = torch.autograd.grad(RCTAF(2.0, 2)(norm(x)), x, w)  # linear in the gradient
+    with forward_ad.dual_level():
+        y = RCTAF(2.0, 2)(norm(x))
+        assert served(y)
+        (got,) = torch.autograd.grad(y, x, forward_ad.make_dual(v, w))
+        torch.testing.assert_close(forward_ad.unpack_dual(got).tangent, want)
 
 
 def test_hooks_are_called():

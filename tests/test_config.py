@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from rctaf.config import Grid, RunConfig, parse_epsilon
-from rctaf.family import curvature, effective_curvature_at_start
+from rctaf.family import curvature, rms_curvature_at_start
 
 ROOT = Path(__file__).resolve().parent.parent
 GRIDS = sorted(ROOT.glob("grids/**/*.yaml"))
@@ -113,12 +113,12 @@ def test_curvature_axis(tmp_path):
     assert RunConfig(activation="relu").curvature is None
 
 
-def test_effective_curvature_axis(tmp_path):
-    text = "name: g\nscale: s\nblocks: [{axes: {beta: [0, 1, 2], effective_curvature: [0.5, 4]}}]"
+def test_rms_curvature_axis(tmp_path):
+    text = "name: g\nscale: s\nblocks: [{axes: {beta: [0, 1, 2], rms_curvature: [0.5, 4]}}]"
     cells = list(Grid.load(write(tmp_path, text)).cells().values())
     for config, wanted in zip(cells, [0.5, 4.0] * 3, strict=True):
         # ids keep 9 digits of alpha
-        assert effective_curvature_at_start(config.alpha, config.beta) == pytest.approx(wanted, rel=1e-8)
+        assert rms_curvature_at_start(config.alpha, config.beta) == pytest.approx(wanted, rel=1e-8)
     # what committed records of this axis hang on, whatever computes the quadrature
     assert [c.alpha for c in cells] == [3.91339378, 240.638994, 1.56168622, 90.5373039, 0.646422233, 30.6204796]
 
@@ -138,7 +138,7 @@ def test_seeds_come_first(tmp_path):
     ("blocks", "message"),
     [
         ("[{axes: {alpha: [1], curvature: [2]}}]", "alpha or curvature, not both"),
-        ("[{axes: {effective_curvature: [1], curvature: [2]}}]", "curvature or effective_curvature, not both"),
+        ("[{axes: {rms_curvature: [1], curvature: [2]}}]", "curvature or rms_curvature, not both"),
         ("[{axes: {alfa: [1]}}]", "alfa=1: Extra inputs"),
         ("[{axes: {alpha: [1, 1.0]}}]", "appears twice: digits resnet_small trades rctaf"),
         ("[{axes: {alpha: [1]}}, {axes: {seed: [0], alpha: [1]}}]", "appears twice"),

@@ -53,6 +53,7 @@ def test_training_pass_equals_the_plain_formula(beta: int) -> None:
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)  # both round in single precision
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_tensors_with_gaps_and_other_kinds() -> None:
     x = torch.randn(6, 8)
     got = _native.derivative(x[:, ::2], 2.0, 1, 0)
@@ -61,6 +62,10 @@ def test_tensors_with_gaps_and_other_kinds() -> None:
     assert _native.derivative(x.double(), 2.0, 1, 0) is None
     assert _native.derivative(x.half(), 2.0, 1, 0) is None
     assert _native.derivative(x, 2.0, 1, 0, x.bfloat16()) is None
+    nested = torch.nested.nested_tensor([x, x[:2]])
+    for odd in (x.to_sparse(), nested, torch._neg_view(x)):
+        assert _native.derivative(odd, 2.0, 1, 0) is None
+        assert _native.derivative(x, 2.0, 1, 0, odd) is None
 
 
 @pytest.mark.parametrize("beta", range(3))

@@ -13,7 +13,7 @@ from test_notebook_figures import numbers, outputs
 
 from rctaf import controls
 from rctaf.config import Grid
-from rctaf.family import effective_curvature_at_start
+from rctaf.family import rms_curvature_at_start
 from rctaf.notebooks import execute_notebook
 from rctaf.records import Record, find, write
 from rctaf.statistics import mean_interval
@@ -36,7 +36,7 @@ def truth(config):
         return 0.7
     if config.norm == "none":
         return 0.6 + 0.1 * math.log(config.curvature / 4)
-    at_start = effective_curvature_at_start(config.alpha * config.gain, config.beta)
+    at_start = rms_curvature_at_start(config.alpha * config.gain, config.beta)
     too_fast = config.gain != 1 and config.head_lr == 1
     return 0.6 + 0.1 * math.log(at_start) - 0.2 * too_fast + 0.02 * config.alpha_learned
 
@@ -148,7 +148,7 @@ def equal_runs():
 
 
 def rms_runs():
-    return rms_curvatures(GRIDS["effective_curvature"])
+    return rms_curvatures(GRIDS["rms_curvature"])
 
 
 def test_orders_by_what_decides():
@@ -261,7 +261,7 @@ def test_networks_that_learned_nothing_are_no_effect_on_robustness():
 @pytest.mark.parametrize("seeds", [0, 1, 2])
 def test_too_few_seeds_are_not_judged(seeds):
     frames = {name: judged(name, seeds) for name in GRIDS}
-    effective, made = frames["effective_curvature"]
+    effective, made = frames["rms_curvature"]
     effective = controls.with_rms_curvature(effective, made)
     found = [
         *controls.gain(frames["gain"][0], VALUE),

@@ -21,7 +21,6 @@ from rctaf.statistics import (
     paired_difference,
     rank_correlation,
     seed_deviation,
-    spread_p_value,
     trend,
 )
 from rctaf.verdicts import BOOTSTRAP_SEEDS
@@ -394,15 +393,6 @@ def test_a_difference_is_detected_as_often_as_it_says_with_an_estimated_deviatio
     critical = minimum_detectable_difference(1.0, df=df, power=0.5) * sd  # power 1/2: the critical value itself
     assert np.mean(np.abs(gap + noise) > critical) == pytest.approx(0.8, abs=0.02)  # the t for power is approximate
     assert np.mean(np.abs(noise) > critical) == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 40000))
-
-
-@pytest.mark.parametrize("df", [2, math.inf])
-def test_the_spread_of_equal_cells_is_called_surprising_5_times_in_100(df):
-    rng = np.random.default_rng(1)
-    values = rng.normal(size=(120, 3))
-    sd = np.ones(120) if math.isinf(df) else np.sqrt(rng.chisquare(df, size=120) / df)
-    p = np.array([spread_p_value(v, s, df) for v, s in zip(values, sd, strict=True)])
-    assert stats.kstest(p, "uniform").pvalue > 1e-4
 
 
 # --- refusals ---

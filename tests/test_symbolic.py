@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import mpmath
+import numpy as np
 import pytest
 import sympy as sp
 
@@ -149,6 +150,15 @@ def test_baseline_curvature_against_numerical_differentiation(name):
     assert proof.regularity == {"relu": "kink", "leaky_relu": "kink", "selu": "kink", "elu": "jump"}.get(name, "smooth")
 
 
+def test_numpy_integers_are_integers():
+    two = np.int64(2)
+    assert symbolic.sigma(two) == symbolic.sigma(2)
+    assert symbolic.derivative(two, np.int64(3)) == symbolic.derivative(2, 3)
+    assert symbolic.closed_form(two) == symbolic.closed_form(2)
+    assert symbolic.prove_curvature(two) == symbolic.prove_curvature(2)
+    assert type(symbolic.prove_curvature(two).beta) is int
+
+
 def test_mish_and_gelu_exactly():
     mish = symbolic.prove_baseline("mish")
     with mpmath.workdps(40):
@@ -161,8 +171,10 @@ def test_mish_and_gelu_exactly():
 
 def test_bad_arguments_are_named():
     for bad in (-1, 1.0, True):
-        with pytest.raises(ValueError, match=str(bad)):
+        with pytest.raises(ValueError, match=rf"beta \(order\) .* got {bad}"):
             symbolic.derivative(bad, 2)
+        with pytest.raises(ValueError, match=rf"n \(derivative\) .* got {bad}"):
+            symbolic.derivative(2, bad)
     with pytest.raises(ValueError, match="unknown baseline 'tanh'"):
         symbolic.baseline("tanh")
 

@@ -1,0 +1,300 @@
+"""Putting an activation into every place of somebody's network, and finding the places that are out of reach.
+
+A place is an attribute. What a forward method calls or makes by itself cannot be replaced from outside; it is found
+by tracing the forward on a copy of the model, or by reading its code where it cannot be traced.
+"""
+
+from __future__ import annotations
+
+import copy
+import dis
+import inspect
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rctaf.activations import ACTIVATION_MODULES, rctaf
+
+_FUNCTION_NAMES = (
+    "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu", "elu_", "celu", "celu_",
+    "selu", "selu_", "gelu", "gelu_", "silu", "silu_", "mish", "mish_", "softplus", "hardswish", "hardswish_",
+    "threshold", "threshold_",
+)  # fmt: skip
+_NAMES = {*_FUNCTION_NAMES, *(kind.__name__ for kind in ACTIVATION_MODULES)}
+_FUNCTIONS = frozenset(
+    getattr(home, name)
+    for home in (torch, F, Tensor, torch.ops.aten)
+    for name in _FUNCTION_NAMES
+    if hasattr(home, name)
+) | {rctaf}
+
+
+def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> int:
+    """Put a new activation in every place of ``model`` that holds one; change the model in place.
+
+    An activation here is an elementwise rectifier: :class:`RCTAF`, ReLU, ReLU6, LeakyReLU, PReLU, RReLU, ELU, CELU,
+    SELU, GELU, SiLU, Mish, Softplus, Hardswish, Threshold. Gates and normalisers (sigmoid, tanh, softmax, GLU) stay.
+    A place is an attribute of a module, however deep, that holds an activation module or a function such as
+    ``F.relu`` (as in ``nn.TransformerEncoderLayer``). A module that stands in several places stays shared.
+
+    An activation *called* as a function in the code of a forward method, made there, or held in a plain list, tuple or
+    dict cannot be replaced from outside and is an error, never passed over in silence. To find it, the forward of every
+    module is traced symbolically, for training and for evaluation, on a copy (whose parameters take no memory): the
+    model and the random number generators stay as they are. Where a module cannot be copied or traced, its code is
+    read, which finds what is looked up by name.
+
+    Args:
+        model: any module but an activation itself.
+        factory: makes one activation, e.g. ``lambda: RCTAF(alpha=14, beta=1)``.
+
+    Returns:
+        The number of places.
+
+    Raises:
+        ValueError: an activation is called as a function or made in a forward method, or held in a plain list, tuple
+            or dict (the message says which, and in which module), is compiled into a module (``nn.RNN`` with ReLU,
+            TorchScript), or ``model`` or ``factory`` is not as above. The model is then unchanged.
+
+    >>> from rctaf import RCTAF
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Sequential(nn.Linear(3, 3), nn.GELU()), nn.Softmax(-1))
+    >>> replace_activations(net, lambda: RCTAF(alpha=14, beta=1))
+    2
+    >>> net[1], net[2][1]
+    (RCTAF(alpha=14, beta=1), RCTAF(alpha=14, beta=1))
+    """
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise ValueError(f"factory must be a function that makes an activation (lambda: ReLU()), got {factory!r}")
+    if isinstance(model, ACTIVATION_MODULES):
+        raise ValueError(f"the model is itself an activation, with nothing around it to change: {model!r}")
+    problems = _out_of_reach(model)
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"activations inside code or plain containers cannot be replaced: {', '.join(problems[:3])}{more}; "
+            "hold each as a module (self.act = nn.ReLU(), nn.ModuleList) and call that"
+        )
+
+    places: list[tuple[nn.Module, str, Any]] = []
+    for parent in model.modules():
+        held = [(name, child) for name, child in parent._modules.items() if isinstance(child, ACTIVATION_MODULES)]
+        places += [(parent, name, child) for name, child in held]
+        places += [(parent, name, (parent, name)) for name in _function_attributes(parent)]
+    new = {
+        old: factory() for old in dict.fromkeys(old for _, _, old in places)
+    }  # one for each, however often it stands
+    for made in new.values():
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"factory must return a module, got {made!r}")
+    for parent, name, old in places:
+        setattr(parent, name, new[old].train(parent.training))
+    for module in model.modules():
+        # The fast path of nn.TransformerEncoderLayer computes ReLU or GELU itself, whatever the layer holds, unless:
+        if "activation_relu_or_gelu" in vars(module):
+            vars(module)["activation_relu_or_gelu"] = 0
+    return len(places)
+
+
+def _is_activation_function(thing: Any) -> bool:
+    while isinstance(thing, partial):
+        thing = thing.func
+    if isinstance(thing, torch._ops.OpOverload):  # torch.ops.aten.relu.default
+        thing = thing.overloadpacket
+    try:
+        return thing in _FUNCTIONS
+    except TypeError:  # unhashable
+        return False
+
+
+def _makes_activation(thing: Any) -> bool:
+    """Whether it is a class such as ``nn.ReLU``, or one with settings: ``partial(nn.LeakyReLU, 0.1)``."""
+    while isinstance(thing, partial):
+        thing = thing.func
+    return isinstance(thing, type) and issubclass(thing, ACTIVATION_MODULES)
+
+
+def _function_attributes(module: nn.Module) -> list[str]:
+    """Attributes of this module that hold an activation function, such as ``self.act = F.relu``."""
+    return [name for name, value in vars(module).items() if _is_activation_function(value)]
+
+
+def _contents(thing: Any) -> Iterator[Any]:
+    """What a plain list, tuple or dict holds, however deep; anything else is its own content."""
+    todo, seen = [thing], set()
+    while todo:
+        thing = todo.pop()
+        if not isinstance(thing, list | tuple | dict):
+            yield thing
+        elif id(thing) not in seen:
+            seen.add(id(thing))
+            todo += thing.values() if isinstance(thing, dict) else thing
+
+
+def _out_of_reach(model: nn.Module) -> list[str]:
+    """Where the model calls, makes or holds an activation that no other can be put in place of, and which."""
+    paths = {module: path for path, module in model.named_modules()}
+    held: dict[tuple[nn.Module, str], None] = {}  # a set that keeps its order
+    todo = list(paths)
+    for module in todo:  # which grows by the modules that stand in plain containers: PyTorch does not know of them
+        for name, value in vars(module).items():
+            for inner in _contents(value) if name not in ("_parameters", "_buffers", "_modules") else ():
+                if isinstance(inner, nn.Module) and (inner not in paths or isinstance(inner, ACTIVATION_MODULES)):
+                    new = {part: f"{paths[module]}.{name}".strip(".") for part in inner.modules() if part not in paths}
+                    kinds = [type(part).__name__ for part in inner.modules() if isinstance(part, ACTIVATION_MODULES)]
+                    held |= {(module, f"holds {kind} in {name!r}"): None for kind in kinds}
+                    paths |= new
+                    todo += new
+    with _random_numbers_kept():
+        copies = _copies(model, paths)
+        called = [(module, f"calls {name}") for module in paths for name in _called_inside(module, paths, copies)]
+    return [f"{paths[module] or 'the model'} ({type(module).__name__}) {what}" for module, what in [*called, *held]]
+
+
+@contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    """Within it code may draw random numbers; afterwards it is as if nobody had."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what the model's code may draw from)
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(gpus):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _copies(model: nn.Module, modules: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
+    """A copy of the model to run code on: the copy of each of these modules, or nothing if it cannot be copied.
+
+    Parameters are one number, repeated to their shape: it needs no memory, and PyTorch refuses to write to it.
+    """
+    memo: dict[int, Any] = {}
+    try:
+        for p in model.parameters():
+            if not nn.parameter.is_lazy(p):
+                memo[id(p)] = nn.Parameter(p.detach().new_zeros(()).expand(p.shape), p.requires_grad)
+        for value in [value for module in model.modules() for value in vars(module).values()]:
+            if isinstance(value, Tensor):  # as nn.utils.weight_norm keeps; deepcopy refuses what has been computed
+                memo[id(value)] = value.detach().clone()
+        copy.deepcopy(model, memo)
+    except Exception:  # a lock, an open file, whatever a model may hold
+        return {}
+    copies = {module: memo[id(module)] for module in modules if id(module) in memo}
+    for made in copies.values():
+        for name in _function_attributes(made):  # these will be replaced
+            vars(made)[name] = lambda x, *_, **__: x
+    return copies
+
+
+class _OwnCode(torch.fx.Tracer):
+    """Traces what one module's forward does itself; other modules of the model stay closed."""
+
+    def __init__(self, model: set[nn.Module]) -> None:
+        super().__init__()
+        self.model = model
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if m in self.model:
+            return self.create_proxy("call_module", "closed", args, kwargs)
+        if isinstance(m, ACTIVATION_MODULES):  # made here, or held outside of the model
+            return self.create_proxy("call_function", type(m), args, kwargs)
+        return forward(*args, **kwargs)
+
+
+def _called_inside(module: nn.Module, model: Iterable[nn.Module], copies: dict[nn.Module, nn.Module]) -> list[str]:
+    """Names of the activations that the module's own code calls as functions or makes."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return ["compiled TorchScript"]
+    if isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity == "relu":
+        return ["relu"]
+    if type(module).__module__.startswith("torch.") and not isinstance(module, torch.fx.GraphModule):
+        return []  # PyTorch's other modules call only what they hold as attributes
+    if isinstance(module, ACTIVATION_MODULES) or type(module).forward is nn.Module.forward:
+        return []
+    copies = copies or _copies(module, model)  # where the whole cannot be copied, this part may be
+    known = {*model, *copies.values()}
+    try:
+        return sorted(_traced(copies[module], known))
+    except Exception:  # no copy, or whatever a forward may raise when it meets a Proxy: read its code instead
+        forward = inspect.unwrap(type(module).forward)
+        if not isinstance(forward, FunctionType):
+            return ["code that cannot be read"]
+        return sorted(_mentioned(forward.__code__, forward.__globals__, copies.get(module, module), known, set()))
+
+
+def _traced(module: nn.Module, model: set[nn.Module]) -> set[str]:
+    """Names of the activations that a module's forward calls as functions or makes when run; the module may change."""
+    nodes: list[torch.fx.Node] = []
+    for training in (True, False):  # a trace takes one path
+        vars(module)["training"] = training
+        nodes += _OwnCode(model).trace(module).nodes
+    return {
+        name
+        for node in nodes
+        for name in [node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")]
+        if (node.op == "call_function" and (_is_activation_function(node.target) or _makes_activation(node.target)))
+        or (node.op == "call_method" and name in _FUNCTION_NAMES)
+    }
+
+
+_UNKNOWN = object()
+
+
+def _attribute(thing: Any, name: str) -> Any:
+    try:
+        return getattr(thing, name)
+    except Exception:  # a property may raise anything
+        return _UNKNOWN
+
+
+def _mentioned(
+    code: CodeType, names: dict[str, Any], owner: nn.Module, model: set[nn.Module], seen: set[CodeType]
+) -> set[str]:
+    """Names of the activations looked up by a method of ``owner``, or by any Python function that it looks up."""
+    if code in seen:
+        return set()
+    seen.add(code)
+    found: set[str] = set()
+
+    def follow(function: Any, bound: Any) -> None:
+        if isinstance(function, FunctionType):
+            function = inspect.unwrap(function)
+        if isinstance(function, FunctionType) and not (function.__module__ or "").startswith("torch."):
+            found.update(_mentioned(function.__code__, function.__globals__, bound, model, seen))
+
+    thing: Any = _UNKNOWN  # what the expression read so far, such as self.block.act, stands for
+    for step in dis.get_instructions(code):
+        name: Any = step.argval[-1] if isinstance(step.argval, tuple) and step.argval else step.argval
+        if "LOAD_FAST" in step.opname or step.opname == "LOAD_DEREF":
+            thing = owner if name == "self" else _UNKNOWN
+        elif step.opname == "LOAD_GLOBAL":
+            thing = names.get(name, _UNKNOWN)
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and thing is not _UNKNOWN:
+            # an activation function held as an attribute will be replaced
+            held = isinstance(thing, nn.Module) and name in _function_attributes(thing)
+            thing = _UNKNOWN if held else _attribute(thing, name)
+        else:
+            if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM") and name in _NAMES:
+                found.add(name)  # of something computed or imported here: x.relu()
+            thing = _UNKNOWN
+        for inner in _contents(thing):
+            if _is_activation_function(inner) or _makes_activation(inner):
+                found.add(getattr(inner, "__name__", name))
+            elif isinstance(inner, ACTIVATION_MODULES) and inner not in model:
+                found.add(type(inner).__name__)
+        method = isinstance(thing, MethodType)
+        follow(thing.__func__ if method else thing, thing.__self__ if method else owner)
+        if isinstance(step.argval, CodeType):  # a function or comprehension inside this one
+            found |= _mentioned(step.argval, names, owner, model, seen)
+    if "super" in code.co_names:
+        for base in type(owner).__mro__:
+            follow(vars(base).get(code.co_name), owner)
+    return found

@@ -1,0 +1,373 @@
+"""Replacing activations: every place there is, and no activation that stays without an error."""
+
+from __future__ import annotations
+
+import functools
+import random
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rctaf import RCTAF, rctaf
+from rctaf import replace_activations as replace
+from rctaf.data import torchvision
+from rctaf.replacement import _copies
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+
+def new():
+    return RCTAF(alpha=2, beta=1)
+
+
+def kinds(model):
+    return Counter(type(m).__name__ for m in model.modules())
+
+
+def test_resnet18_loses_every_relu():
+    # torchvision's: 1 relu in the stem and 1 in each of 8 blocks, there used twice
+    model = torchvision("models").resnet18(num_classes=3).eval()
+    assert replace(model, new) == 9
+    assert kinds(model)["ReLU"] == 0
+    assert kinds(model)["RCTAF"] == 9
+    calls = []
+    for m in model.modules():
+        if isinstance(m, RCTAF):
+            m.register_forward_hook(lambda m, *_: calls.append(m))
+
+    class NoRelu(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            assert "relu" not in getattr(func, "__name__", "")
+            return func(*args, **(kwargs or {}))
+
+    with NoRelu(), torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
+    assert len(calls) == 17
+
+
+def test_nested_shared_listed_and_every_kind():
+    shared = nn.ReLU()
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(2, 2), shared, nn.ModuleList([shared, nn.GELU()])),
+        nn.ModuleDict({"a": nn.PReLU(), "b": nn.Hardswish(), "gate": nn.Sigmoid(), "out": nn.Softmax(-1)}),
+        nn.ReLU6(inplace=True),
+        RCTAF(1, 0),
+        nn.Dropout(),
+    ).eval()
+    assert replace(model, new) == 7
+    assert model[0][1] is model[0][2][0]
+    assert model[0][1] is not model[0][2][1]
+    assert kinds(model)["RCTAF"] == 6  # the shared one counts once here
+    assert kinds(model)["Sigmoid"] == kinds(model)["Softmax"] == 1
+    assert not any(m.training for m in model.modules())
+    assert replace(nn.Linear(2, 2), new) == 0
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.lin = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return F.relu(self.relu(self.lin(x)))
+
+
+class Method(Functional):
+    def forward(self, x):
+        return self.relu(x).relu()
+
+
+class Untraceable(Functional):
+    def forward(self, x):
+        if x.sum() > 0:  # cannot be traced: depends on data
+            x = self.relu(x)
+        return self.help(x)
+
+    def help(self, x):
+        return helper(x)
+
+
+def helper(x):
+    return [torch.nn.functional.silu(v) for v in x]
+
+
+class Inherits(Untraceable):
+    def help(self, x):
+        return super().help(x) if x.sum() > 1 else x
+
+
+class Innocent(Functional):
+    def forward(self, x):
+        return self.relu(self.lin(x)) if x.sum() > 0 else self.lin.weight
+
+
+class Alias(nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        self.act = f
+
+    def forward(self, x):
+        return self.act(x) if x.sum() > 0 else -self.act(x)
+
+
+class Elsewhere(nn.Module):
+    """The function is found at run time only, which reading the code would miss and tracing does not."""
+
+    def forward(self, x):
+        return {"a": F.elu}["a"](x)
+
+
+class Made(nn.Module):
+    def forward(self, x):
+        return nn.ReLU()(x)
+
+
+class MadeUntraceable(nn.Module):
+    def forward(self, x):
+        return nn.ReLU()(x) if x.sum() > 0 else x
+
+
+class MadeAnew(Functional):
+    def forward(self, x):
+        self.relu = nn.ELU()
+        return self.relu(x)
+
+
+class Global(nn.Module):
+    def forward(self, x):
+        return GLOBAL(x)
+
+
+class GlobalUntraceable(nn.Module):
+    def forward(self, x):
+        return GLOBAL(x) if x.sum() > 0 else x
+
+
+GLOBAL = nn.GELU()
+
+
+class Holds(nn.Module):
+    def __init__(self, held):
+        super().__init__()
+        self.blocks = held
+
+    def forward(self, x):
+        return x if x.sum() > 0 else self.run(self.blocks, x)
+
+
+class InnerFunctional(nn.Module):
+    def forward(self, x):
+        return F.mish(x)
+
+
+class Aten(nn.Module):
+    def forward(self, x):
+        return torch.ops.aten.relu(x)
+
+
+class AtenUntraceable(nn.Module):
+    def forward(self, x):
+        return torch.ops.aten.silu_.default(x) if x.sum() > 0 else x
+
+
+class Evaluated(nn.Module):
+    """A trace in training mode takes the other path."""
+
+    def forward(self, x):
+        return x.tanh() if self.training else F.relu(x)
+
+
+class Decorated(nn.Module):
+    @torch.no_grad()
+    def forward(self, x):
+        return F.relu(x) if x.sum() > 0 else x
+
+
+class Locked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()  # cannot be copied
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return F.relu(self.act(x))
+
+
+def exported():
+    return torch.export.export(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), (torch.ones(1, 2),)).module()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Made, r"0 \(Made\) calls ReLU"),
+        (MadeUntraceable, r"0 \(MadeUntraceable\) calls ReLU"),
+        (MadeAnew, r"0 \(MadeAnew\) calls ELU"),
+        (Global, r"0 \(Global\) calls GELU"),
+        (GlobalUntraceable, r"0 \(GlobalUntraceable\) calls GELU"),
+        (lambda: Holds([nn.ReLU()]), r"0 \(Holds\) holds ReLU in 'blocks'"),
+        (lambda: Holds({"a": (1, nn.Sequential(nn.SELU()))}), r"0 \(Holds\) holds SELU in 'blocks'"),
+        (lambda: Holds([InnerFunctional()]), r"0\.blocks \(InnerFunctional\) calls mish"),
+        (lambda: Holds([F.celu]), r"0 \(Holds\) calls celu"),
+        (Aten, r"0 \(Aten\) calls relu"),
+        (AtenUntraceable, r"0 \(AtenUntraceable\) calls silu_"),
+        (exported, r"0 \(GraphModule\) calls relu"),
+        (Evaluated, r"0 \(Evaluated\) calls relu"),
+        (Decorated, r"0 \(Decorated\) calls relu"),
+        (Locked, r"0 \(Locked\) calls relu"),
+        (Functional, r"0 \(Functional\) calls relu"),
+        (Method, r"0 \(Method\) calls relu"),
+        (Untraceable, r"0 \(Untraceable\) calls silu"),
+        (Inherits, r"0 \(Inherits\) calls silu"),
+        (Elsewhere, r"0 \(Elsewhere\) calls elu"),
+        (lambda: torch.fx.symbolic_trace(Functional()), r"calls relu"),
+        (lambda: nn.RNN(2, 2, nonlinearity="relu"), r"0 \(RNN\) calls relu"),
+    ],
+)
+def test_a_called_activation_is_never_passed_over(make, message):
+    model = nn.Sequential(make(), nn.ReLU())
+    before, attributes = kinds(model), [dict(vars(m)) for m in model.modules()]
+    with pytest.raises(ValueError, match=message):
+        replace(model, new)
+    assert kinds(model) == before
+    assert [dict(vars(m)) for m in model.modules()] == attributes
+
+
+def test_data_dependent_forward_without_functional_activations_is_fine():
+    model = nn.Sequential(Innocent())
+    assert replace(model, new) == 1
+
+
+class Refers(nn.Module):
+    """Lists of what is registered, classes that are not called, an activation with a forward of its own."""
+
+    class Shifted(nn.ReLU):
+        def forward(self, x):
+            return F.relu(x) + 0.1
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(2, 2), self.Shifted())
+        self.blocks, self.kind = [self.block], {"kind": nn.ReLU}
+        self.inner = lambda x: self.block[1](x)  # means this object, not a copy of it
+
+    def forward(self, x):
+        if x.sum(()) > 0:  # the code holds an empty tuple
+            x = self.blocks[0](x)
+        return self.inner(x)
+
+
+def test_what_is_replaced_anyway_is_no_error():
+    model = Refers()
+    assert replace(model, new) == 1
+    x = torch.randn(3, 2)
+    assert torch.equal(model(x), model.inner(model.block(x)) if x.sum() > 0 else rctaf(x, 2, 1))
+
+
+class Active(nn.Module):
+    """A forward that leaves its mark on everything there is."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.lin, self.act, self.after = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), nn.ReLU(), after
+        self.register_buffer("steps", torch.zeros(()))
+        self.table, self.log, self.count = torch.zeros(3), [], 0
+        self.generator = torch.Generator()
+
+    def forward(self, x):
+        self.steps += 1
+        self.table[0] += 1
+        self.log.append(1)
+        self.count += 1
+        self.last = x
+        with torch.no_grad():
+            for p in self.parameters():
+                p.clamp_(min=7)
+        random.random()
+        np.random.rand()  # noqa: NPY002
+        torch.randn(3, generator=self.generator)
+        return self.after(self.act(self.lin(x)) + torch.randn(2))
+
+
+def state_of_the_world(model):
+    """Everything that Active could change, as something that can be compared."""
+    return [
+        {name: str(value) for name, value in vars(model).items()},
+        [tensor.tolist() for tensor in model.state_dict().values()],
+        model.generator.get_state().tolist(),
+        random.getstate(),
+        str(np.random.get_state()),  # noqa: NPY002
+        torch.get_rng_state().tolist(),
+    ]
+
+
+@pytest.mark.parametrize("after", [torch.tanh, lambda x: F.relu(x), lambda x: x if x.sum() > 0 else -x])
+def test_looking_for_activations_leaves_no_trace(after):
+    model = Active(after)
+    parameter, act = next(model.parameters()), model.act
+    before = state_of_the_world(model)
+    try:
+        assert replace(model, new) == 1
+        vars(model)["_modules"]["act"] = act
+    except ValueError as error:
+        assert "calls relu" in str(error)  # noqa: PT017
+    assert state_of_the_world(model) == before
+    assert next(model.parameters()) is parameter
+
+
+def test_a_model_is_copied_without_the_memory_of_its_parameters():
+    model = nn.Sequential(nn.Linear(300, 300), nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.LazyLinear(2))
+    made = _copies(model, model.modules())
+    assert set(made) == set(model.modules())
+    for old, copied in zip(model[:2].parameters(), made[model][:2].parameters(), strict=True):
+        assert copied.shape == old.shape
+        assert copied.device == old.device
+        assert copied.untyped_storage().nbytes() == copied.element_size()
+
+
+class LockedInnocent(Locked):
+    def forward(self, x):
+        return self.act(x)
+
+
+def test_what_cannot_be_copied_is_still_replaced():
+    class Branches(Functional):  # can be copied, and traced: no functional activation is ever called
+        def forward(self, x):
+            return self.relu(x) if self.relu is not None else F.relu(x)
+
+    assert replace(nn.Sequential(LockedInnocent(), Alias(F.relu), Branches()), new) == 3
+
+
+@pytest.mark.parametrize("f", [F.relu, torch.relu, F.gelu, functools.partial(F.leaky_relu, negative_slope=0.1)])
+def test_functions_held_as_attributes_are_replaced(f):
+    model = nn.Sequential(Alias(f))
+    assert replace(model, new) == 1
+    x = torch.tensor([3.0, -1.0])
+    assert torch.equal(model(x), rctaf(x, 2, 1))
+
+
+@pytest.mark.parametrize("activation", ["gelu", nn.ReLU()])
+def test_transformer_layer_and_its_fast_path(activation):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation=activation, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    assert replace(model, new) == 2
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        assert torch.allclose(model.train()(x), model.eval()(x), atol=1e-6)
+
+
+def test_replace_refuses_what_is_no_factory_or_no_network():
+    net = nn.Sequential(nn.ReLU())
+    with pytest.raises(ValueError, match="factory must be a function"):
+        replace(net, RCTAF(1, 1))
+    with pytest.raises(ValueError, match="factory must return a module, got 3"):
+        replace(net, lambda: 3)
+    assert isinstance(net[0], nn.ReLU)
+    with pytest.raises(ValueError, match="itself an activation"):
+        replace(nn.ReLU(), new)
