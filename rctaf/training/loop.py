@@ -211,6 +211,8 @@ class _Run:
         wanted = self.config.model_dump(mode="json")
         before = RunConfig(**content["config"]).model_dump(mode="json")  # fills in settings younger than the checkpoint
         different = sorted(k for k in wanted if before[k] != wanted[k])
+        if content["generators"].keys() != self.generators.keys():
+            raise ValueError(f"{path}: written by an older version; delete it to start again")
         if different:
             raise ValueError(f"{path}: written with another {', '.join(different)}; delete it to start again")
         for name, part in self._parts().items():
