@@ -321,7 +321,7 @@ def run(what: str, device: torch.device, rounds: int, batch: int, modes: list[st
         place += "_no_kernel"
     path = save(f"{what}_{place}.json", start, record)
     before = committed(path.name)
-    print(f"{what} on {source['device']}, {source['activation_kernel']} kernel, batch {batch}, {rounds} rounds")
+    print(f"{what} on {origin['device']}, {origin['activation_kernel']} kernel, batch {batch}, {rounds} rounds")
     for row in rows:
         ratio, key = row["time_over_relu"], (row["activation"], row["mode"])
         print(

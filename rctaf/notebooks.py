@@ -144,7 +144,8 @@ def _last_started(partial: Path) -> str:
 def _private_kernel() -> Iterator[Config]:
     """Settings under which ``python3`` is this interpreter and nothing is shared with another kernel."""
     with tempfile.TemporaryDirectory(prefix="rctaf-") as folder:
-        write_kernel_spec(f"{folder}/kernels/python3")
+        # a kernel is interrupted before it is shut down, and would call that an error; a cell's own errors are outputs
+        write_kernel_spec(f"{folder}/kernels/python3", extra_arguments=["--log-level=CRITICAL"])
         config = Config()
         if sys.platform != "win32":
             config.KernelManager.transport = "ipc"  # files in this folder: no ports to collide on

@@ -426,7 +426,7 @@ def test_rms_curvature_at_both_ends():
         assert small == pytest.approx(1, rel=1e-6)
         assert rms_curvature_at_start(4e4, beta) / rms_curvature_at_start(1e4, beta) == pytest.approx(2, rel=1e-6)
     for bad in (0, -1, math.nan, math.inf):
-        with pytest.raises(ValueError, match="effective curvature"):
+        with pytest.raises(ValueError, match="rms curvature"):
             alpha_for_rms_curvature(bad, 1)
 
 

@@ -132,6 +132,7 @@ class Interruptible(nn.Module):
     def __init__(self, inner: nn.Module):
         super().__init__()
         self.inner = inner
+        self.register_forward_pre_hook(lambda *_: None)  # so that it is not frozen, and its forward never called again
 
     def forward(self, x):
         Interruptible.calls += 1
@@ -148,6 +149,7 @@ def test_an_interrupted_evaluation_repeats_at_most_one_batch(problem, tmp_path, 
     Interruptible.calls, Interruptible.limit = 0, float("inf")
     whole = autoattack(wrapped, x, y, EPSILON, "screening", **run | {"state": tmp_path / "whole.json"})
     total = Interruptible.calls
+    assert total > 2 * 9 * (STEPS + 2)  # several batches: there is a middle to be interrupted in
     Interruptible.calls, Interruptible.limit = 0, share * total
     with pytest.raises(KeyboardInterrupt):
         autoattack(wrapped, x, y, EPSILON, "screening", **run)

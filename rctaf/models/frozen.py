@@ -59,14 +59,14 @@ class Frozen(nn.Module):
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         super().__init__()
+        for name, module in model.named_modules():
+            if any(getattr(module, hooks) for hooks in _HOOKS):
+                raise Unsupported(f"{name or type(model).__name__} has hooks, which a trace passes over")
         try:
             with eval_mode(model):  # a forward may ask for the mode; the trace keeps the answer
                 graph = _Tracer().trace(model)
         except Exception as error:  # whatever a forward may raise when it meets a Proxy
             raise Unsupported(f"{type(model).__name__} cannot be traced: {error}") from None
-        for name, module in model.named_modules():
-            if any(getattr(module, hooks) for hooks in _HOOKS):
-                raise Unsupported(f"{name or type(model).__name__} has hooks, which a trace passes over")
         body = torch.fx.GraphModule(model, graph)
         body.graph.eliminate_dead_code()
         for module in (body.get_submodule(str(node.target)) for node in body.graph.nodes if node.op == "call_module"):
