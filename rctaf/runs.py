@@ -291,10 +291,13 @@ def _ending_with_this(command: list[str], output: IO[str]) -> Iterator[subproces
                 yield process
             except BaseException:
                 with suppress(psutil.NoSuchProcess):
-                    started = psutil.Process(process.pid).children(recursive=True)
-                    for each in (psutil.Process(process.pid), *started):
-                        with suppress(psutil.NoSuchProcess):
-                            each.terminate()
+                    first = psutil.Process(process.pid)
+                    everyone = [first, *first.children(recursive=True)]
+                    for end in (psutil.Process.terminate, psutil.Process.kill):  # some hang when told twice
+                        for each in everyone:
+                            with suppress(psutil.NoSuchProcess):
+                                end(each)
+                        _, everyone = psutil.wait_procs(everyone, timeout=10)
                 process.wait()
                 print("stopped; the same command goes on from here", file=sys.stderr)
                 raise
