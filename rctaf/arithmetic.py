@@ -1,10 +1,14 @@
-"""How an experiment computes, so that its record can be repeated to the last bit."""
+"""How an experiment computes, so that its record can be repeated to the last bit; and that a look draws no numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import pickle
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -28,3 +32,27 @@ def repeatable() -> Iterator[None]:
     finally:
         cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
         torch.set_flush_denormal(flushed)
+
+
+@contextmanager
+def random_numbers_kept() -> Iterator[Callable[[], bool]]:
+    """Within it somebody's code may draw random numbers; afterwards it is as if nobody had.
+
+    Yields a function that says whether any were drawn so far, from Python, NumPy or torch on whatever device.
+    """
+    before = _generators()
+    try:
+        yield lambda: pickle.dumps(_generators()) != pickle.dumps(before)
+    finally:
+        python, numpy, cpu, gpus = before
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(torch.from_numpy(cpu))
+        if gpus:
+            torch.cuda.set_rng_state_all([torch.from_numpy(state) for state in gpus])
+
+
+def _generators() -> tuple[Any, Any, np.ndarray, list[np.ndarray]]:
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    numpy = np.random.get_state()  # noqa: NPY002 (what others' code may draw from)
+    return random.getstate(), numpy, torch.get_rng_state().numpy(), [state.numpy() for state in gpus]

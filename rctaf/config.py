@@ -56,13 +56,17 @@ def parse_epsilon(text: str) -> float:
     Raises:
         ValueError: not a fraction or decimal in (0, 1].
     """
+    return float(_budget(text))
+
+
+def _budget(text: str) -> Fraction:
     try:
         value = Fraction(str(text).replace(" ", ""))
     except (ValueError, ZeroDivisionError):
         value = Fraction(0)
     if not 0 < value <= 1:
         raise ValueError(f'epsilon must be a number in (0, 1] such as "8/255" or "0.15", got {text!r}')
-    return float(value)
+    return value
 
 
 def canonical_epsilon(text: str) -> str:
@@ -74,13 +78,8 @@ def canonical_epsilon(text: str) -> str:
     Raises:
         ValueError: as :func:`parse_epsilon`.
     """
-    parse_epsilon(text)
-    value = Fraction(text.replace(" ", ""))
-    finite = value.denominator
-    for prime in (2, 5):
-        while finite % prime == 0:
-            finite //= prime
-    if finite == 1:
+    value = _budget(text)
+    if 10 ** value.denominator.bit_length() % value.denominator == 0:  # a finite decimal
         return format(Decimal(value.numerator) / value.denominator, "f")
     pixels = value * 255
     return f"{pixels}/255" if pixels.denominator == 1 else str(value)

@@ -18,7 +18,7 @@ from rctaf.config import Grid, RunConfig
 from rctaf.family import curvature, rms_curvature_at_start
 from rctaf.records import Record, table
 from rctaf.statistics import Difference, holm, mean_interval, orders_coincide, paired_difference
-from rctaf.verdicts import BAND, MARGIN, MIN_SEEDS, Verdict
+from rctaf.verdicts import BAND, MARGIN, MIN_SEEDS, Verdict, alike, outcome_of, sign
 
 CHANCE = 0.2  # ten classes; a network below twice the 10 % of guessing has learned nothing worth comparing
 POST_HOC = "Post hoc: this rule was made after seeds 0 to 2 had been seen."
@@ -31,6 +31,17 @@ def complete(grid: Grid, records: Sequence[Record], chosen: Callable[[RunConfig]
     have = {record.run_id: record for record in records if record.run_id in wanted}
     missing = {config.seed for run_id, config in wanted.items() if run_id not in have}
     return table(record for record in have.values() if record.config.seed not in missing)
+
+
+def of_family(config: RunConfig) -> bool:
+    """Whether the activation is RCT-AF."""
+    return config.activation == "rctaf"
+
+
+def twins(grid: Grid) -> Callable[[RunConfig], bool]:
+    """Chooses the RCT-AF runs of another grid that have a curvature and seed of this one."""
+    places = {(round(c.curvature, 9), c.seed) for c in grid.cells().values() if c.curvature is not None}
+    return lambda config: config.curvature is not None and (round(config.curvature, 9), config.seed) in places
 
 
 def _judged(
@@ -65,7 +76,7 @@ def _same(pairs: dict[str, tuple[pd.DataFrame, pd.DataFrame]], value: str) -> tu
     n = next(iter(tests.values())).difference.n
     equal = all(test.p_equivalent < 0.05 for test in tests.values())
     differ = min(holm([test.p_different for test in tests.values()])) < 0.05
-    outcome = "supported" if equal else "not supported" if differ else "undecided"
+    outcome = outcome_of(equal, differ)
     return f"{words}; 95 % intervals over {n} seeds, equal means within {100 * MARGIN:g} point.", outcome
 
 
@@ -81,18 +92,14 @@ def _orders_alike(rows: pd.DataFrame, value: str, label: str, name: str) -> tupl
         f"({100 * p['largest_low']:+.2f} to {100 * p['largest_high']:+.2f}) at {name} {p['at']:.3g}"
         for p in pairs.to_dict("records")
     )
-    alike, differ = pairs["p_equivalent"].max() < 0.05, pairs["p_different_holm"].min() < 0.05
-    outcome = "supported" if alike else "not supported" if differ else "undecided"
     n, places = pairs["n"].iloc[0], pairs["curvatures"].iloc[0]
-    return f"{words}; {n} seeds, equal means within {100 * MARGIN:g} point at each of {places} places.", outcome
+    return f"{words}; {n} seeds, equal means within {100 * MARGIN:g} point at each of {places} places.", alike(pairs)
 
 
 def _higher(words: str, a: np.ndarray, b: np.ndarray) -> tuple[str, str]:
-    """Supported: the interval of a - b lies above 0. Not supported: below 0. Else undecided."""
+    """Is a above b? Rule: see :func:`rctaf.verdicts.sign`."""
     test = paired_difference(a, b)
-    d = test.difference
-    outcome = "supported" if d.low > 0 else "not supported" if d.high < 0 else "undecided"
-    return f"{words}: {_points(test)}, 95 % interval over {d.n} seeds.", outcome
+    return f"{words}: {_points(test)}, 95 % interval over {test.difference.n} seeds.", sign(test.difference)
 
 
 # --- (a) gain --------------------------------------------------------------------------------------------------------
@@ -220,7 +227,7 @@ def learned_alpha(frame: pd.DataFrame, layers: pd.DataFrame, value: str) -> list
         slopes = np.polyfit(np.log(logs.columns.to_numpy(float)), logs.to_numpy(float).T, 1)[0]
         e = mean_interval(slopes)
         near, far = max(abs(e.low), abs(e.high)) < 0.1, e.low > 0.1 or e.high < -0.1
-        outcome = "supported" if near else "not supported" if far else "undecided"
+        outcome = outcome_of(near, far)
         words = f"Slope of log final against log initial max|σ''|: {e.value:.3f} ({e.low:.3f} to {e.high:.3f})"
         return f"{words}, 95 % interval over {e.n} seeds; 0 if all arrive at one place, 1 if each stays.", outcome
 
@@ -238,7 +245,7 @@ def learned_alpha(frame: pd.DataFrame, layers: pd.DataFrame, value: str) -> list
                 highs.append(high)
         if not lows:
             return "No start lies outside.", "not testable"
-        outcome = "supported" if min(lows) > 0 else "not supported" if min(highs) < 0 else "undecided"
+        outcome = outcome_of(min(lows) > 0, min(highs) < 0)
         return f"max|σ''|, geometric mean over layers: {'; '.join(words)}; 95 % intervals over seeds.", outcome
 
     def helps(frame: pd.DataFrame) -> dict[float, tuple[Difference, float]]:
@@ -253,7 +260,7 @@ def learned_alpha(frame: pd.DataFrame, layers: pd.DataFrame, value: str) -> list
         found = helps(frame)
         words = "; ".join(f"from {start:g}: {_points(test)}, p = {p:.2g}" for start, (test, p) in found.items())
         signs = {math.copysign(1, test.difference.value) for test, p in found.values() if p < 0.05}
-        outcome = "supported" if 1 in signs else "not supported" if -1 in signs else "undecided"
+        outcome = outcome_of(1 in signs, -1 in signs)
         n = next(iter(found.values()))[0].difference.n
         return f"Learned minus fixed {words}; 95 % intervals over {n} seeds, p after Holm.", outcome
 
@@ -262,7 +269,7 @@ def learned_alpha(frame: pd.DataFrame, layers: pd.DataFrame, value: str) -> list
         start = min(found, key=lambda start: found[start][0].difference.low)
         above = all(test.difference.low > 0 for test, _ in found.values())
         lower = any(p < 0.05 and test.difference.value < 0 for test, p in found.values())
-        outcome = "supported" if above else "not supported" if lower else "undecided"
+        outcome = outcome_of(above, lower)
         return f"The interval that reaches lowest, from {start:g}: {_points(found[start][0])}.", outcome
 
     return [
@@ -459,7 +466,7 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
         counts = learned_where(frame)
         words = "; ".join(f"max|σ''| {c:g}: {n} of {runs}" for c, runs, n in counts.itertuples())
         none, every = (counts["learned"] == 0).any(), (counts["learned"] == counts["runs"]).all()
-        outcome = "supported" if every else "not supported" if none else "undecided"
+        outcome = outcome_of(bool(every), bool(none))
         return f"Networks that classify at least {CHANCE:.0%} of clean images: {words}.", outcome
 
     def variation(rows: pd.DataFrame) -> np.ndarray:

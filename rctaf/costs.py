@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from IPython.display import HTML
 
-from rctaf.figures import activation_name
+from rctaf.names import activation_name
 from rctaf.paper import TABLE_2
 from rctaf.records import results_dir
 from rctaf.verdicts import Verdict

@@ -11,20 +11,12 @@ import anywidget
 import ipywidgets
 import traitlets
 
+from rctaf.names import ACTIVATIONS
 from rctaf.symbolic import BASELINES, javascript
 
 ORDERS = (0, 1, 2, 3, 4)
 ALPHAS = (0.1, 100.0)  # the range of the slider
-LABELS = {
-    "relu": "ReLU",
-    "leaky_relu": "Leaky ReLU",
-    "elu": "ELU",
-    "selu": "SELU",
-    "gelu": "GELU",
-    "swish": "Swish",
-    "mish": "Mish",
-    "softplus": "Softplus",
-}
+LABELS = {name: ACTIVATIONS[name] for name in BASELINES}
 
 
 def source() -> str:

@@ -21,6 +21,7 @@ from plotly.io.json import to_json_plotly
 from rctaf import paper
 from rctaf._startup import import_nbformat
 from rctaf.config import Grid, RunConfig
+from rctaf.names import activation_name, method_name, network_name
 from rctaf.records import ROOT, Record, find, table
 from rctaf.statistics import cell_means, mean_interval
 from rctaf.verdicts import BAND, Verdict
@@ -47,71 +48,6 @@ ATTACKS = {  # RunConfig.autoattack in words
     "standard": "AutoAttack (standard version)",
 }
 GRID_COLOUR = "rgba(128,128,128,0.25)"  # readable on white and on black
-
-_NETWORKS = {  # RunConfig.network: its name, its stages, the channels of the first
-    "resnet_small": ("ResNet-8", 3, 8),
-    "resnet18": ("ResNet-18", 4, 64),
-    "preact_resnet18": ("PreAct-ResNet-18", 4, 64),
-    "wrn_28_10": ("WRN-28", 3, 160),
-    "wrn_34_10": ("WRN-34", 3, 160),
-}
-_METHODS = {
-    "standard": "standard training",
-    "pgd": "PGD-AT",
-    "trades": "TRADES",
-    "mart": "MART",
-    "dajat": "DAJAT",
-    "dkl": "DKL",
-}
-_ACTIVATIONS = {
-    "rctaf": "RCT-AF",
-    "relu": "ReLU",
-    "leaky_relu": "Leaky ReLU",
-    "elu": "ELU",
-    "selu": "SELU",
-    "gelu": "GELU",
-    "swish": "Swish",
-    "mish": "Mish",
-    "softplus": "Softplus",
-}
-
-
-def network_name(network: str, width: float | None = None) -> str:
-    """A network in words; the channels of its stages where its name does not say them. Other words stay as they are.
-
-    >>> network_name("wrn_28_10", 8), network_name("wrn_28_10"), network_name("resnet_small")
-    ('WRN-28-0.5 (8/16/32 channels)', 'WRN-28-10', 'ResNet-8 (8/16/32 channels)')
-    """
-    if network not in _NETWORKS:
-        return network
-    name, stages, usual = _NETWORKS[network]
-    first = int(width) if pd.notna(width) else usual
-    if name.startswith("WRN"):
-        name += f"-{first / 16:g}"  # the widening factor of Zagoruyko and Komodakis
-    if first == usual and network != "resnet_small":  # of which there is none that everybody knows
-        return name
-    return f"{name} ({'/'.join(str(first * 2**stage) for stage in range(stages))} channels)"
-
-
-def method_name(method: str, auto_views: float | None = None) -> str:
-    """A training method in words; DAJAT without AutoAugment views is ACAT. Other words stay as they are.
-
-    >>> method_name("pgd"), method_name("dajat", 2), method_name("dajat", 0)
-    ('PGD-AT', 'DAJAT', 'ACAT (DAJAT without AutoAugment views)')
-    """
-    if method == "dajat" and auto_views == 0:
-        return "ACAT (DAJAT without AutoAugment views)"
-    return _METHODS.get(method, method)
-
-
-def activation_name(activation: str) -> str:
-    """An activation in words, with its order where it has one. Other words stay as they are.
-
-    >>> activation_name("leaky_relu"), activation_name("rctaf β=1")
-    ('Leaky ReLU', 'RCT-AF β=1')
-    """
-    kind, space, order = activation.partition(" ")
-    return _ACTIVATIONS.get(kind, kind) + space + order
 
 
 def named(frame: pd.DataFrame) -> pd.DataFrame:
@@ -475,6 +411,23 @@ def verdict_table(verdicts: Sequence[Verdict], what: str = "claim of the paper")
     )
     head = f"<tr><th>{what}</th><th>measured here</th><th>verdict</th></tr>"
     return HTML(f'<table class="table verdicts"><thead>{head}</thead><tbody>{rows}</tbody></table>')
+
+
+def outcome_table(outcomes: pd.DataFrame) -> HTML:
+    """A row per claim, a column per scale, the outcomes as :func:`rctaf.verdicts.overview` gives them."""
+
+    def cell(outcome: str) -> str:
+        tint = (
+            f"background: {_OUTCOME_COLOURS[outcome]}33; white-space: nowrap" if outcome else ""
+        )  # 33: a fifth opaque
+        return f'<td style="{tint}">{outcome or "–"}</td>'
+
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("claim", *outcomes.columns))
+    rows = "".join(
+        f'<tr><th scope="row" style="font-weight: normal">{escape(str(claim))}</th>{"".join(map(cell, row))}</tr>'
+        for claim, row in outcomes.iterrows()
+    )
+    return HTML(f'<table class="table overview"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>')
 
 
 def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:

@@ -9,20 +9,18 @@ from __future__ import annotations
 import copy
 import dis
 import inspect
-import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
-import numpy as np
 import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rctaf.activations import ACTIVATION_MODULES, rctaf
+from rctaf.arithmetic import random_numbers_kept
 
 _FUNCTION_NAMES = (
     "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu", "elu_", "celu", "celu_",
@@ -152,23 +150,10 @@ def _out_of_reach(model: nn.Module) -> list[str]:
                     held |= {(module, f"holds {kind} in {name!r}"): None for kind in kinds}
                     paths |= new
                     todo += new
-    with _random_numbers_kept():
+    with random_numbers_kept():
         copies = _copies(model, paths)
         called = [(module, f"calls {name}") for module in paths for name in _called_inside(module, paths, copies)]
     return [f"{paths[module] or 'the model'} ({type(module).__name__}) {what}" for module, what in [*called, *held]]
-
-
-@contextmanager
-def _random_numbers_kept() -> Iterator[None]:
-    """Within it code may draw random numbers; afterwards it is as if nobody had."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what the model's code may draw from)
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    try:
-        with torch.random.fork_rng(gpus):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _copies(model: nn.Module, modules: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:

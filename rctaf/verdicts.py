@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from rctaf import paper
+from rctaf.names import DATASETS
 from rctaf.statistics import (
     Estimate,
     Optimum,
@@ -55,6 +56,25 @@ class Verdict:
     measured: str
     outcome: str
     topic: str = ""
+
+
+def outcome_of(speaks_for: bool, speaks_against: bool) -> str:
+    """The outcome of a rule whose two tests these are; where both hold, the claim's own wins."""
+    return "supported" if speaks_for else "not supported" if speaks_against else "undecided"
+
+
+def sign(e: Estimate) -> str:
+    """Supported: the 95 % interval lies above 0. Not supported: below 0. Else undecided."""
+    return outcome_of(e.low > 0, e.high < 0)
+
+
+def alike(pairs: pd.DataFrame) -> str:
+    """The outcome for pairs from :func:`rctaf.statistics.orders_coincide`.
+
+    Supported: every pair is equivalent at every curvature (p < 0.05 each). Not supported: some pair differs at some
+    curvature (p < 0.05 after Holm). Else undecided.
+    """
+    return outcome_of(pairs["p_equivalent"].max() < 0.05, pairs["p_different_holm"].min() < 0.05)
 
 
 def complete_seeds(frame: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -169,11 +189,6 @@ def _points(e: Estimate) -> str:
     return f"{100 * e.value:+.2f} points (95 % interval {100 * e.low:+.2f} to {100 * e.high:+.2f}, {e.n} seeds)"
 
 
-def _sign(e: Estimate) -> str:
-    """Supported: the 95 % interval lies above 0. Not supported: below 0. Else undecided."""
-    return "supported" if e.low > 0 else "not supported" if e.high < 0 else "undecided"
-
-
 def peak_in_band(frame: pd.DataFrame, value: str) -> Verdict:
     """Fig. 3: robust accuracy is highest for max|sigma''| between 4 and 10. Rule: see ``_in_band``."""
     claim = "Robustness peaks when max|σ''| lies between 4 and 10, in {orders}."
@@ -229,13 +244,11 @@ def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
         f"({100 * p['largest_low']:+.2f} to {100 * p['largest_high']:+.2f})"
         for p in pairs.to_dict("records")
     )
-    equal, differ = pairs["p_equivalent"].max() < 0.05, pairs["p_different_holm"].min() < 0.05
-    outcome = "supported" if equal else "not supported" if differ else "undecided"
     measured = (
         f"Largest of the mean differences at {pairs['curvatures'].iloc[0]} curvatures below 4: {words}; "
         f"{pairs['n'].iloc[0]} seeds; to coincide is to be within {100 * MARGIN:g} point at each of them."
     )
-    return Verdict(claim, measured, outcome)
+    return Verdict(claim, measured, alike(pairs))
 
 
 def rises_below(frame: pd.DataFrame, value: str) -> Verdict:
@@ -266,7 +279,7 @@ def _trend_below(claim: str, frame: pd.DataFrame, value: str) -> Verdict:
     words = ", ".join(f"{100 * mean:.2f} % at {c:g}" for c, mean in means.items())
     top, last = means.idxmax(), means.index.max()
     shape = f"highest at {top:g}" + (", the last of them" if top == last else f" and lower again at {last:g}")
-    return Verdict(claim, f"Per doubling of max|σ''|: {_points(slope)}. Means: {words}; {shape}.", _sign(slope))
+    return Verdict(claim, f"Per doubling of max|σ''|: {_points(slope)}. Means: {words}; {shape}.", sign(slope))
 
 
 def _beyond_stops(claim: str, rows: pd.DataFrame) -> Verdict | None:
@@ -293,9 +306,9 @@ def falls_beyond(frame: pd.DataFrame, value: str) -> Verdict:
         f"({100 * r['low']:+.2f} to {100 * r['high']:+.2f})"
         for r in (result if len(single) > 1 else single).to_dict("records")
     )
-    lower = (single["p_lower_holm"] < 0.05).all()
+    lower = bool((single["p_lower_holm"] < 0.05).all())
     higher = holm(1 - single["p_lower"].to_numpy(float)).min() < 0.025 or every["low"].item() > 0
-    outcome = "supported" if lower else "not supported" if higher else "undecided"
+    outcome = outcome_of(lower, higher)
     return Verdict(claim, f"Beyond 10 against 4 to 10: {words}; {result['n'].iloc[0]} seeds.", outcome)
 
 
@@ -322,7 +335,7 @@ def order_2_falls_fastest(frame: pd.DataFrame, value: str) -> Verdict:
     )
     fastest = all(t.p_lower < 0.05 for t in (own, *tests.values()))
     slower = min(holm([1 - t.p_lower for t in tests.values()])) < 0.025 or own.difference.low > 0
-    outcome = "supported" if fastest else "not supported" if slower else "undecided"
+    outcome = outcome_of(fastest, slower)
     measured = f"Change from 4 to 10 to beyond 10: {words}; {own.difference.n} seeds."
     return Verdict(claim, measured, outcome)
 
@@ -379,16 +392,14 @@ def hessian_goes_with_robustness(frame: pd.DataFrame, value: str, loss: str, nor
         f"{label} {row['correlation']:+.2f} ({interval} {row['low']:+.2f} to {row['high']:+.2f})"
         for label, row in (("within orders", within), ("all cells together", result["across"]))
     )
-    if within["n"] < BOOTSTRAP_SEEDS:
-        outcome = "not testable"
-    else:
-        outcome = "supported" if within["high"] < 0 else "not supported" if within["low"] > 0 else "undecided"
+    judged = outcome_of(within["high"] < 0, within["low"] > 0)
+    outcome = judged if within["n"] >= BOOTSTRAP_SEEDS else "not testable"
     return Verdict(claim, f"Spearman's correlation over the grid: {words}; {seeds}.", outcome)
 
 
 def relu_is_sharper(frame: pd.DataFrame, loss: str) -> Verdict:
     """Sect. 4.4: ReLU's effectively infinite curvature makes a sharp loss. Contrast: log of the norm, ReLU minus the
-    mean over the band of all orders, by seed; expected above 0. Rule: see ``_sign``."""
+    mean over the band of all orders, by seed; expected above 0. Rule: see :func:`sign`."""
     claim = (
         f"ReLU, with effectively infinite curvature at its kink, has a larger {NORMS['rms']} of the {LOSSES[loss]} "
         "than RCT-AF within 4 to 10."
@@ -408,13 +419,10 @@ def relu_is_sharper(frame: pd.DataFrame, loss: str) -> Verdict:
         f"(95 % interval {math.exp(d.low):.2g} to {math.exp(d.high):.2g}, {d.n} seeds). "
         "Automatic differentiation does not see the kink itself."
     )
-    return Verdict(claim, words, _sign(d))
+    return Verdict(claim, words, sign(d))
 
 
 PRINTED_IMAGES = 10_000  # the test set of CIFAR-10, behind every number of the paper's Table 1
-
-
-DATA = {"digits": "digits", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 
 def single_runs_differ(frame: pd.DataFrame, value: str, claim: str, points: float) -> Verdict:
@@ -442,8 +450,8 @@ def single_runs_differ(frame: pd.DataFrame, value: str, claim: str, points: floa
     images = float(rows["n_eval"].min())
     shrunk = s.value * math.sqrt(min(1.0, images / PRINTED_IMAGES))
     low, high = (minimum_detectable_difference(sd, df=df) for sd in (shrunk, s.value))
-    data = " and ".join(DATA[name] for name in sorted(set(rows["dataset"])))
-    instead = "" if data == DATA["cifar10"] else f", not {DATA['cifar10']}"
+    data = " and ".join(DATASETS[name] for name in sorted(set(rows["dataset"])))
+    instead = "" if data == DATASETS["cifar10"] else f", not {DATASETS['cifar10']}"
     words = (
         f"{printed}. The records here, of {data}{instead}, deviate by {s.value:.2g} points (95 % interval "
         f"{s.low:.2g} to {s.high:.2g}, {df} degrees of freedom, {images:.0f} images attacked): two single runs can "
@@ -488,7 +496,7 @@ def tuned_beat_common(frame: pd.DataFrame, value: str) -> Verdict:
         f"Means: {ranking}. {sum(d.value > 0 for d in differences)} of {len(tests)} mean differences are above 0; the "
         f"lowest, {a} minus {b}: {_points(tests[a, b].difference)}."
     )
-    return Verdict(claim, words, "supported" if above else "not supported" if lower else "undecided")
+    return Verdict(claim, words, outcome_of(above, lower))
 
 
 def table_1(frame: pd.DataFrame, value: str) -> list[Verdict]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rctaf import costs
-from rctaf.figures import activation_name
+from rctaf.names import activation_name
 from rctaf.notebooks import execute_notebook
 from rctaf.paper import TABLE_2
 

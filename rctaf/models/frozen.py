@@ -11,11 +11,8 @@ alone. So whatever depends on the weights only is computed once before:
 from __future__ import annotations
 
 import math
-import pickle
-import random
 from typing import Any
 
-import numpy as np
 import torch
 import torch.fx
 import torch.nn.functional as F
@@ -24,6 +21,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from rctaf.activations import ACTIVATION_MODULES, LearnedRCTAF
+from rctaf.arithmetic import random_numbers_kept
 from rctaf.models.norm import SplitBatchNorm2d, eval_mode
 
 _NORMS = (nn.BatchNorm2d, SplitBatchNorm2d)
@@ -85,10 +83,10 @@ class Frozen(nn.Module):
 
     def _check(self, model: nn.Module, image: Tensor) -> None:
         """What a forward computes outside of torch is invisible to a trace, which keeps it as a constant."""
-        before = _random_state()
-        with eval_mode(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad(), random_numbers_kept() as drawn:
             wanted, found = model(image), self(image)
-        if _random_state() != before:
+            random = drawn()
+        if random:
             raise Unsupported(f"{type(model).__name__} draws random numbers")
         if not bool((found - wanted).abs().max() <= _TOLERANCE * wanted.abs().max()):
             raise Unsupported(f"{type(model).__name__} does something that its trace does not show")
@@ -208,13 +206,6 @@ def _can_freeze(module: nn.Module) -> bool:
 
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-
-
-def _random_state() -> bytes:
-    """The state of every generator that a forward may use without being given one."""
-    of_numpy = np.random.get_state()  # noqa: NPY002 (a forward may use it)
-    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return pickle.dumps((random.getstate(), of_numpy, torch.get_rng_state().numpy(), on_gpus))
 
 
 def _in_use(norm: nn.Module) -> Any:
