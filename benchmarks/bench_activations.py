@@ -44,7 +44,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,15 @@ def save(file: str, start: tuple[float, float], content: dict[str, Any]) -> Path
     return path
 
 
+def origin(device: torch.device, started: float) -> tuple[str, dict[str, Any]]:
+    """A name for the device, to be part of a file's, and the provenance of what ran on it."""
+    made = provenance(started, source()) | {"activation_kernel": _kernels.fused_by(device.type)}
+    if device.type == "cuda":
+        return re.sub(r"\W+", "_", made["device"].lower()), made
+    made["device"] = f"{platform.machine()} CPU"  # also where there is a GPU besides
+    return f"cpu_{made['threads']}t{'_no_kernel' * (made['activation_kernel'] == 'PyTorch')}", made
+
+
 def spread(values: list[float]) -> dict[str, Any]:
     if len(values) == 1:
         return {"median": values[0], "quartiles": [values[0]] * 2}
@@ -269,12 +278,17 @@ def measure(
     return rows
 
 
-def committed(file: str) -> dict[Key, float]:
-    """The committed record's time over ReLU; empty where there is none."""
-    command = ["git", "-C", str(ROOT), "show", f"HEAD:results/benchmarks/{file}"]
+def beside_committed(path: Path, rows: list[dict[str, Any]], ratio: str, *names: str) -> Iterator[str]:
+    """Each row's ratio as text, with that of the committed record of the same name, found by the fields ``names``."""
+    command = ["git", "-C", str(ROOT), "show", f"HEAD:results/benchmarks/{path.name}"]
     done = subprocess.run(command, capture_output=True, text=True)
-    rows = json.loads(done.stdout)["rows"] if done.returncode == 0 else []
-    return {(row["activation"], row["mode"]): row["time_over_relu"]["median"] for row in rows}
+    before = json.loads(done.stdout)["rows"] if done.returncode == 0 else []
+    medians = {tuple(row.get(name) for name in names): row[ratio]["median"] for row in before}
+    for row in rows:
+        low, high = row[ratio]["quartiles"]
+        old = medians.get(tuple(row[name] for name in names))
+        known = "no other" if old is None else f"{old:.2f}"
+        yield f"{row[ratio]['median']:5.2f} x ({low:.2f} to {high:.2f}; committed: {known})"
 
 
 def main() -> None:
@@ -301,9 +315,7 @@ def run(what: str, device: torch.device, rounds: int, batch: int, modes: list[st
     shape = (batch, *SHAPES[what][1:])
     chosen = {key: make for key, make in variants(what).items() if key[1] in modes or key == ("relu", "eager")}
     rows = measure(what, device, shape, rounds, chosen)
-    origin = provenance(start[0], source()) | {"activation_kernel": _kernels.fused_by(device.type)}
-    if device.type == "cpu":  # also where there is a GPU besides
-        origin["device"] = f"{platform.machine()} CPU"
+    place, made = origin(device, start[0])
     record = {
         "benchmark": what,
         "device_type": device.type,
@@ -312,23 +324,12 @@ def run(what: str, device: torch.device, rounds: int, batch: int, modes: list[st
         "curvature": CURVATURE,
         "rounds": rounds,
         "rows": rows,
-        "provenance": origin,
+        "provenance": made,
     }
-    place = f"cpu_{origin['threads']}t"
-    if device.type == "cuda":
-        place = re.sub(r"\W+", "_", origin["device"].lower())
-    elif origin["activation_kernel"] == "PyTorch":
-        place += "_no_kernel"
     path = save(f"{what}_{place}.json", start, record)
-    before = committed(path.name)
-    print(f"{what} on {origin['device']}, {origin['activation_kernel']} kernel, batch {batch}, {rounds} rounds")
-    for row in rows:
-        ratio, key = row["time_over_relu"], (row["activation"], row["mode"])
-        print(
-            f"{key[0]:11} {key[1]:9} {ratio['median']:5.2f} x ReLU now ({ratio['quartiles'][0]:.2f} to "
-            f"{ratio['quartiles'][1]:.2f}), {f'{before[key]:.2f}' if key in before else 'nothing'} committed; "
-            f"peak {row['peak_mib']:.0f} MiB"
-        )
+    print(f"{what} on {made['device']}, {made['activation_kernel']} kernel, batch {batch}, {rounds} rounds")
+    for row, ratio in zip(rows, beside_committed(path, rows, "time_over_relu", "activation", "mode"), strict=True):
+        print(f"{row['activation']:11} {row['mode']:9} {ratio} ReLU, peak {row['peak_mib']:.0f} MiB")
     print(path)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_activations import save, spread
+from bench_activations import beside_committed, save, spread
 from torch import Tensor, nn
 
 from rctaf.config import RunConfig, parse_epsilon
@@ -90,19 +90,16 @@ def main() -> None:
                 "implementation": entry["implementation"],
             }
         )
-        row = rows[-1]
-        low, high = row["reference_over_ours"]["quartiles"]
-        print(
-            f"{version:10} {row['reference_over_ours']['median']:.2f} x ({low:.2f} to {high:.2f}), "
-            f"{row['verdicts_that_differ']} of {len(x)} verdicts differ"
-        )
     record = {
         "benchmark": "autoattack",
         "rounds": args.rounds,
         "config": CONFIG.model_dump(mode="json"),
         "rows": rows,
     }
-    print(save(f"autoattack_{args.device}_{args.threads}t.json", start, record))
+    path = save(f"autoattack_{args.device}_{args.threads}t.json", start, record)
+    for row, ratio in zip(rows, beside_committed(path, rows, "reference_over_ours", "version"), strict=True):
+        print(f"{row['version']:10} {ratio}, {row['verdicts_that_differ']} of {len(x)} verdicts differ")
+    print(path)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-from bench_activations import save, spread
+from bench_activations import beside_committed, save, spread
 
 PACKINGS = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2))  # processes, threads of each
 BATCH = 128
@@ -25,10 +25,10 @@ BATCH = 128
 def worker(epochs: int) -> None:
     """One process of a packing: get warm, say so, wait for the start, train, tell the seconds."""
     import torch
-    from bench_training import PRESENT
+    from bench_training import SMALL
 
     torch.set_flush_denormal(True)
-    epoch = PRESENT.build(BATCH)
+    epoch = SMALL.build(BATCH, torch.device("cpu"))
     epoch()
     print("warm", flush=True)
     sys.stdin.readline()
@@ -75,10 +75,11 @@ def main() -> None:
         rows.append(
             {"processes": processes, "threads": threads, "rate_over_one": ratio, "images_per_s": spread(values)}
         )
-        low, high = ratio["quartiles"]
-        print(f"{processes} x {threads} thread(s): {ratio['median']:.2f} x one process ({low:.2f} to {high:.2f})")
     content = {"benchmark": "packing", "rounds": args.rounds, "epochs": args.epochs, "batch": BATCH, "rows": rows}
-    print(save("packing_cpu.json", start, content))
+    path = save("packing_cpu.json", start, content)
+    for row, ratio in zip(rows, beside_committed(path, rows, "rate_over_one", "processes", "threads"), strict=True):
+        print(f"{row['processes']} x {row['threads']} thread(s): {ratio} one process")
+    print(path)
 
 
 if __name__ == "__main__":

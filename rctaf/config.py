@@ -149,6 +149,7 @@ class RunConfig(BaseModel):
     averaging_decay: float | None = Field(None, ge=0, lt=1, description="decay * average + (1 - decay) * weights")
     averaging_from: int | None = Field(1, ge=1, description="first epoch that is averaged, counted from 1")
     precision: Literal["fp32", "bf16"] = "fp32"
+    compiled: bool = Field(False, description="torch.compile for training and its attack: minutes first, then faster")
     seed: int = Field(0, ge=0)
     # evaluation
     n_eval: int | None = Field(None, ge=1, description="attack the first n test images; None: all")

@@ -309,7 +309,7 @@ def _ending_with_this(command: list[str], output: IO[str]) -> Iterator[subproces
 
 # what the time of an epoch, and of the evaluation, depends on; activations differ by a third at most
 _NETWORK = ("dataset", "network", "width", "norm")
-_EPOCH = (*_NETWORK, "n_train", "augment", "method", "batch_size", "attack_steps", "precision")
+_EPOCH = (*_NETWORK, "n_train", "augment", "method", "batch_size", "attack_steps", "precision", "compiled")
 _EVALUATION = (*_NETWORK, "n_eval", "epsilon_larger", "autoattack", "hessian_images", "hessian_probes")
 
 

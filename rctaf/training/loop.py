@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -95,9 +95,12 @@ class _Run:
         decay = config.averaging_decay  # None where no average is asked for
         self.average = None if decay is None else WeightAverage(model, decay)
         self.history: dict[str, list[float]] = {}
+        made: Callable[[nn.Module], nn.Module] = _compiled if config.compiled else lambda module: module
+        self.network = self.target = made(model)  # what is trained, and what the attacks differentiate
         self.frozen: Frozen | None = None
         with suppress(Unsupported):  # the attacks then use the model itself, in more time
             self.frozen = Frozen(model, to_float(dataset.train_x[:1]))
+            self.target = made(self.frozen)
 
     @property
     def epochs_done(self) -> int:
@@ -156,18 +159,18 @@ class _Run:
             if self.frozen is not None and budget.steps:
                 self.frozen.refresh()
             with self._precision():
-                attacked = method.attack(self.frozen or model, x, y, budget, self.generators["attack"])
+                attacked = method.attack(self.target, x, y, budget, self.generators["attack"])
             views.append(View(x, attacked, norm_set))
         select_norm(model, 0)
 
         def ascent_loss() -> Tensor:
             with self._precision():
-                return method.ascent_loss(model, views, y)
+                return method.ascent_loss(self.network, views, y)
 
         perturbs = config.awp is not None and epoch >= (config.awp_from or 1)
         with perturbed(model, ascent_loss, config.awp or 0.0) if perturbs else nullcontext():
             with self._precision():
-                outcome = method.loss(model, views, y)
+                outcome = method.loss(self.network, views, y)
             self.optimizer.zero_grad()
             outcome.loss.backward()
             self.optimizer.step()
@@ -220,6 +223,14 @@ class _Run:
         for name, generator in self.generators.items():
             generator.set_state(content["generators"][name].cpu())
         self.history = content["history"]
+
+
+def _compiled(module: nn.Module) -> nn.Module:
+    """The module with its forward and backward pass compiled, once for every size of a batch (there are two)."""
+    # kernels chosen by rule and not by the clock; older versions of PyTorch have no such option
+    options: Any = {"deterministic": True} if "deterministic" in torch._inductor.list_options() else None
+    compiled: Any = torch.compile(module, dynamic=False, options=options)
+    return cast(nn.Module, compiled)
 
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
