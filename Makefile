@@ -28,7 +28,7 @@ check: $(DEVELOPER) ## style, types, notebooks without outputs
 	@git ls-files -z '*.ipynb' | xargs -0 $(PY) -m nbstripout --verify
 
 runs: $(INSTALLED) ## run a grid: make runs GRID=grids/digits/figure_3.yaml JOBS=2
-	@$(PY) -m rctaf.runs run $(GRID) --jobs $(JOBS)
+	@$(PY) -m rctaf.runs run $(GRID) $(if $(filter file,$(origin JOBS)),,--jobs $(JOBS))
 
 bench: $(INSTALLED) ## time and memory here, on the GPU too if there is one, as ratios beside the committed ones
 	@$(PY) benchmarks/bench_activations.py

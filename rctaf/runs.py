@@ -10,9 +10,8 @@ the worker can be killed at any moment, started twice, or given to any scheduler
     python -m rctaf.runs exec    grids/quick.yaml ID      one run (what the schedulers call)
     python -m rctaf.runs replay  ID                       once more, and compare with the record
 
-``RCTAF_GPUS=0,1`` lends each run one GPU of this host (a GPU named twice takes two runs at a time);
-without it a run sees every GPU there is. ``RCTAF_RESULTS`` is another store, ``RCTAF_NOTEBOOK``
-another experiment.
+Every run gets one GPU of this host to itself, where there are any. ``RCTAF_GPUS=0,1`` says which; a GPU named
+twice takes two runs at a time. ``RCTAF_RESULTS`` is another store, ``RCTAF_NOTEBOOK`` another experiment.
 """
 
 from __future__ import annotations
@@ -92,8 +91,15 @@ def locked(path: Path, patience: float) -> Iterator[None]:
 
 
 def gpu_slots() -> list[str]:
-    """The GPUs that this host lends out, one per slot; empty where ``RCTAF_GPUS`` is unset."""
-    return [name for name in os.environ.get("RCTAF_GPUS", "").replace(" ", "").split(",") if name]
+    """The GPUs that this host lends out, one per slot: those of ``RCTAF_GPUS``, or all that PyTorch sees."""
+    lent = os.environ.get("RCTAF_GPUS")
+    if lent is None:
+        import torch
+
+        count = torch.cuda.device_count()
+        lent = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+        return lent.replace(" ", "").split(",")[:count]
+    return [name for name in lent.replace(" ", "").split(",") if name]
 
 
 def under_scheduler() -> bool:
@@ -104,8 +110,8 @@ def under_scheduler() -> bool:
 @contextmanager
 def lent_gpu() -> Iterator[None]:
     """Wait for one of the host's GPU slots and make it the only GPU that this run sees."""
-    slots = list(enumerate(gpu_slots()))
-    if not slots or under_scheduler():
+    slots = [] if under_scheduler() else list(enumerate(gpu_slots()))
+    if not slots:
         yield
         return
     # one folder per host and user, whatever the store: two stores share the GPUs all the same
@@ -220,11 +226,11 @@ def _shown(path: Path) -> str:
 
 
 def default_jobs() -> int:
-    """Runs at a time: one per GPU slot where GPUs are lent, else one per CPU core."""
+    """Runs at a time: one per slot where there are GPUs, else one per CPU core."""
     return len(gpu_slots()) or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
 
 
-def run(path: Path, jobs: int) -> int:
+def run(path: Path, jobs: int | None = None) -> int:
     """Run what a grid lacks, ``jobs`` at a time, with a progress bar; ends with :func:`status`.
 
     A failing run leaves the others going and is tried again by the next call. Snakemake only
@@ -246,7 +252,7 @@ def run(path: Path, jobs: int) -> int:
     log = batch_dir() / "snakemake.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "snakemake", "--profile", str(ROOT / "profiles" / "laptop")]
-    command += ["--cores", str(jobs), "--config", f"grid={path.resolve()}"]
+    command += ["--cores", str(jobs or default_jobs()), "--config", f"grid={path.resolve()}"]
     failed: set[str] = set()
     # the average of all runs so far (smoothing=0): single runs differ, their mean does not
     bar = tqdm(total=len(cells), initial=len(cells) - len(todo), desc=path.stem, unit="run", smoothing=0)
@@ -286,7 +292,8 @@ def _ending_with_this(command: list[str], output: IO[str]) -> Iterator[subproces
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
-        with subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output) as process:
+        lent = {"RCTAF_GPUS": ",".join(gpu_slots())}  # asked once for all runs
+        with subprocess.Popen(command, cwd=ROOT, env=os.environ | lent, stdout=output, stderr=output) as process:
             try:
                 yield process
             except BaseException:
@@ -509,7 +516,7 @@ def main(argv: list[str] | None = None) -> int:
         "exec": "run one cell",
     }.items():
         verbs.add_parser(verb, help=text).add_argument("grid", type=Path)
-    verbs.choices["run"].add_argument("-j", "--jobs", type=int, default=default_jobs(), help="at a time; %(default)s")
+    verbs.choices["run"].add_argument("-j", "--jobs", type=int, help="at a time; default: one per GPU, else per core")
     verbs.choices["exec"].add_argument("id", help="of the run, or its place in the grid from 0 (for job arrays)")
     verbs.add_parser("replay", help="execute a record again and compare").add_argument("id")
     args = parser.parse_args(argv)

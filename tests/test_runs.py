@@ -237,6 +237,8 @@ def test_gpus_are_lent_one_per_run(monkeypatch, tmp_path):
     monkeypatch.setenv("RCTAF_GPUS", "4,4,7")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "unset")
     assert runs.default_jobs() == 3
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert runs.gpu_slots() == ["4", "4", "7"]
     seen = []
     with runs.lent_gpu():
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
@@ -249,6 +251,16 @@ def test_gpus_are_lent_one_per_run(monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_JOB_ID", "1")  # there the cluster chose
     with runs.lent_gpu():
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "unset"
+
+
+def test_all_gpus_are_lent_unless_told(monkeypatch):
+    monkeypatch.delenv("RCTAF_GPUS", raising=False)
+    for visible, count, slots in [("", 0, []), ("", 2, ["0", "1"]), ("5, 3", 2, ["5", "3"]), ("5,9", 1, ["5"])]:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
+        assert runs.gpu_slots() == slots
+    monkeypatch.setenv("RCTAF_GPUS", "")  # none: every run sees every GPU
+    assert runs.gpu_slots() == []
 
 
 def test_plan_multiplies_measured_times(store, grid, cell, capsys):
