@@ -47,7 +47,11 @@ _ALPHA_FOR: dict[str, tuple[Callable[[float, int], float], int]] = {
     "curvature": (alpha_for_curvature, 12),
     "rms_curvature": (alpha_for_rms_curvature, 9),
 }
-_NEEDED_BY = {"awp": {"awp_from"}, "averaging": {"averaging_decay", "averaging_from"}}  # dropped where it is None
+_NEEDED_BY = {  # dropped where it is None or 0
+    "awp": {"awp_from"},
+    "averaging": {"averaging_decay", "averaging_from"},
+    "auto_views": {"lam_jsd"},
+}
 
 
 def parse_epsilon(text: str) -> float:
@@ -91,7 +95,7 @@ def _unused(settings: dict[str, Any]) -> set[str]:
     for choice, table in _USED_BY.items():
         unused |= set().union(*table.values()) - table.get(settings[choice], set())
     for choice, fields in _NEEDED_BY.items():
-        if settings[choice] is None:
+        if not settings[choice]:
             unused |= fields
     return unused
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from rctaf.models import make_model
 from rctaf.models.norm import eval_mode
-from rctaf.training.attacks import cross_entropy, divergence_from, pgd
+from rctaf.training.attacks import cross_entropy, divergence_from, natural_logits, pgd
 
 
 def generator(seed=0):
@@ -36,6 +36,21 @@ def test_the_attack_stays_in_the_ball_and_in_the_pixel_range_and_raises_the_loss
     assert attacked.max() <= 1
     model.eval()
     assert F.cross_entropy(model(attacked), y) > F.cross_entropy(model(x), y)
+
+
+def test_bf16_attacks_from_where_single_precision_does(network):
+    """bfloat16 has steps of 0.004 near 1: a start 0.001 away would be x again, and its gradient rounding."""
+    model, x, _ = network
+    once = {"epsilon": 0.1, "steps": 1, "step_size": 0.04, "start": "gaussian"}
+
+    def step():
+        objective = divergence_from(natural_logits(model, x))
+        return pgd(model, x, objective, **once, generator=generator())
+
+    wanted = step()
+    with torch.autocast("cpu", torch.bfloat16), eval_mode(model):
+        assert model(x).dtype == torch.bfloat16
+        assert torch.equal(step(), wanted)
 
 
 def test_the_attack_runs_in_evaluation_mode_and_leaves_the_model_alone(network):

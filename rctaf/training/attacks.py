@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -22,6 +23,15 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     """
     logits: Tensor = model(x)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def natural_logits(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits that an attack moves away from, held fixed; computed once, for they are the same at every step.
+
+    In single precision even where autocast is on: see :func:`pgd`.
+    """
+    with eval_mode(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        return logits_of(model, x)
 
 
 def cross_entropy(y: Tensor) -> Objective:
@@ -52,7 +62,9 @@ def pgd(
 ) -> Tensor:
     """Ascend ``objective(model(x'))`` over x' in [0, 1] with max|x' - x| <= epsilon, in evaluation mode.
 
-    Only the gradient with respect to x' is computed; the parameters' gradients are not touched.
+    Only the gradient with respect to x' is computed; the parameters' gradients are not touched. Under autocast the
+    first step is in single precision nevertheless: bfloat16 cannot tell a start 0.001 away from x itself, and the
+    signs of the first gradient would be half noise. So attacks under bf16 are as strong as others.
 
     Args:
         x: images [N, C, H, W] in [0, 1].
@@ -74,9 +86,10 @@ def pgd(
     else:
         raise ValueError(f"start must be uniform or gaussian, got {start!r}")
     with eval_mode(model), torch.enable_grad():
-        for _ in range(steps):
+        for step in range(steps):
             attacked.requires_grad_()
-            (gradient,) = torch.autograd.grad(objective(logits_of(model, attacked)), attacked)
+            with torch.autocast(x.device.type, enabled=False) if step == 0 else nullcontext():
+                (gradient,) = torch.autograd.grad(objective(logits_of(model, attacked)), attacked)
             attacked = torch.add(attacked.detach(), gradient.sign_(), alpha=step_size)
             attacked = torch.clamp(attacked, low, high)
     return attacked.detach()

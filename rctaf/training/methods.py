@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from rctaf.config import RunConfig
 from rctaf.models import select_norm
-from rctaf.models.norm import eval_mode
-from rctaf.training.attacks import cross_entropy, divergence_from, logits_of, pgd
+from rctaf.training.attacks import cross_entropy, divergence_from, logits_of, natural_logits, pgd
 from rctaf.training.batchnorm import NormStatistics
 from rctaf.training.schedules import Budget
 
@@ -112,10 +111,8 @@ class Trades(Method):
         self.lam = lam
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, generator: torch.Generator) -> Tensor:
-        with eval_mode(model):
-            with torch.no_grad():
-                natural = logits_of(model, x)  # once: in evaluation mode it is the same at every step
-            return pgd(model, x, divergence_from(natural), **vars(budget), start="gaussian", generator=generator)
+        objective = divergence_from(natural_logits(model, x))
+        return pgd(model, x, objective, **vars(budget), start="gaussian", generator=generator)
 
     def loss(self, model: nn.Module, views: Sequence[View], y: Tensor) -> Outcome:
         view = views[0]
@@ -159,11 +156,12 @@ class Dajat(Method):
     only. The base view and the AutoAugment views each use their own set of batch norms, in attack and loss.
 
     Args:
+        lam_jsd: None where there is one view only.
         auto_views: number of AutoAugment views beside the base; without any this is ACAT.
         label_smoothing: probability shared by the wrong labels in CE; the weight perturbation goes without.
     """
 
-    def __init__(self, lam: float, lam_jsd: float, auto_views: int, label_smoothing: float) -> None:
+    def __init__(self, lam: float, lam_jsd: float | None, auto_views: int, label_smoothing: float) -> None:
         self.lam, self.lam_jsd, self.label_smoothing = lam, lam_jsd, label_smoothing
         self.views = ("base",) + ("auto",) * auto_views
 
@@ -186,10 +184,13 @@ class Dajat(Method):
             ce = F.cross_entropy(natural[-1], y, label_smoothing=smoothing * k / (k - 1))
             losses.append(ce + self.lam * kl(natural[-1], attacked[-1]))
         select_norm(model, 0)
-        p = torch.stack([logits.softmax(1) for logits in natural])
-        mixture = p.mean(0).clamp(1e-7, 1).log()
-        jsd = torch.stack([F.kl_div(mixture, p_v, reduction="batchmean") for p_v in p]).mean()
-        return Outcome(torch.stack(losses).mean() + self.lam_jsd * jsd, natural[0], attacked[0])
+        loss = torch.stack(losses).mean()
+        if len(views) > 1:  # of one view it would be 0 but for the clamp
+            assert self.lam_jsd is not None
+            p = torch.stack([logits.softmax(1) for logits in natural])
+            mixture = p.mean(0).clamp(1e-7, 1).log()
+            loss = loss + self.lam_jsd * torch.stack([F.kl_div(mixture, q, reduction="batchmean") for q in p]).mean()
+        return Outcome(loss, natural[0], attacked[0])
 
 
 class Dkl(Method):
@@ -222,17 +223,15 @@ class Dkl(Method):
         return (weights * centred**2).sum(1) / 2
 
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, budget: Budget, generator: torch.Generator) -> Tensor:
-        with eval_mode(model):
-            with torch.no_grad():
-                natural = logits_of(model, x)
-            objective = soft = divergence_from(natural)
-            if self.attack_mse:
-                weights = self._weights(natural, y)
+        natural = natural_logits(model, x)
+        objective = soft = divergence_from(natural)
+        if self.attack_mse:
+            weights = self._weights(natural, y)
 
-                def objective(logits: Tensor) -> Tensor:
-                    return soft(logits) + self._squared_differences(natural, logits, weights).sum()
+            def objective(logits: Tensor) -> Tensor:
+                return soft(logits) + self._squared_differences(natural, logits, weights).sum()
 
-            return pgd(model, x, objective, **vars(budget), start="gaussian", generator=generator)
+        return pgd(model, x, objective, **vars(budget), start="gaussian", generator=generator)
 
     def loss(self, model: nn.Module, views: Sequence[View], y: Tensor) -> Outcome:
         attacked, natural = (
