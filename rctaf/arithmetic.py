@@ -22,16 +22,37 @@ def repeatable() -> Iterator[None]:
 
     Also a decorator: ``@repeatable()``.
     """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
     flushed = bool(torch.tensor(1e-39) * 1 == 0)  # torch has no other way to ask
-    cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark = False, False, True, False
-    torch.set_flush_denormal(True)
+    with _no_tf32():
+        cudnn.deterministic, cudnn.benchmark = True, False
+        torch.set_flush_denormal(True)
+        try:
+            yield
+        finally:
+            cudnn.deterministic, cudnn.benchmark = before
+            torch.set_flush_denormal(flushed)
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """No TensorFloat-32 inside. PyTorch has two ways to say so, and refuses the older one to who has used the newer."""
+    backends: Any = torch.backends
+    cudnn, matmul = backends.cudnn, backends.cuda.matmul
+    try:
+        before = [(cudnn, "allow_tf32", cudnn.allow_tf32), (matmul, "allow_tf32", matmul.allow_tf32)]
+        off: bool | str = False
+    except RuntimeError:
+        parts = matmul, cudnn.conv, cudnn.rnn
+        before, off = [(part, "fp32_precision", part.fp32_precision) for part in parts], "ieee"
+    for part, name, _ in before:
+        setattr(part, name, off)
     try:
         yield
     finally:
-        cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
-        torch.set_flush_denormal(flushed)
+        for part, name, value in before:
+            setattr(part, name, value)
 
 
 @contextmanager

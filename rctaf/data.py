@@ -115,7 +115,8 @@ def _digits() -> tuple[np.ndarray, ...]:
 
 def _home(root: str | Path | None) -> Path:
     """The folder for data files: the argument, else ``$RCTAF_DATA``, else ``data/`` beside the package."""
-    return Path(root or os.environ.get("RCTAF_DATA") or Path(__file__).resolve().parent.parent / "data")
+    beside = Path(__file__).resolve().parent.parent
+    return Path(root or beside / (os.environ.get("RCTAF_DATA") or "data"))  # relative to that, wherever a run starts
 
 
 def _fashion_mnist(root: str | Path | None) -> tuple[np.ndarray, ...]:
@@ -166,8 +167,11 @@ def _cifar(name: str, root: str | Path | None) -> tuple[np.ndarray, ...]:
     home = _home(root)
     kind = getattr(torchvision("datasets"), name.upper())
     folder = home / kind.base_folder
-    with _downloading(name.upper(), home, [folder], f"the unpacked {kind.filename}"):
-        halves = [kind(str(home), train=train, download=train) for train in (True, False)]
+    try:  # the folder may be one that nobody can write to
+        halves = [kind(str(home), train=train) for train in (True, False)]
+    except (OSError, RuntimeError, EOFError):
+        with _downloading(name.upper(), home, [folder], f"the unpacked {kind.filename}"):
+            halves = [kind(str(home), train=train, download=train) for train in (True, False)]
     arrays = []
     for half in halves:
         arrays += [half.data.transpose(0, 3, 1, 2), np.array(half.targets)]

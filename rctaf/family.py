@@ -135,9 +135,10 @@ def curvature(alpha: float, beta: int) -> float:
     r"""The global maximum :math:`\max_x |\sigma_{\alpha,\beta}''(x)|`, in double precision, for every order.
 
     At 0 the second derivative is :math:`\sigma''(0) = \alpha\, 2^{\beta-2}`. Up to order 4 that is the maximum:
-    :math:`\alpha/4`, :math:`\alpha/2`, :math:`\alpha`, ... (:mod:`rctaf.symbolic` proves it). From order 5 on
-    :math:`|\sigma''|` is larger elsewhere, and the maximum is the largest value at the roots of
-    :math:`\sigma'''`, found in decimal arithmetic. By homogeneity it is proportional to ``alpha``.
+    :math:`\alpha/4`, :math:`\alpha/2`, :math:`\alpha`, ... At orders 5 and 6 :math:`|\sigma''|` is larger elsewhere
+    (:mod:`rctaf.symbolic` proves both), and so it is, as computed here, at every higher order tried, 7 to 20. The
+    maximum is the largest value at 0 and at the other roots of :math:`\sigma'''`, found in decimal arithmetic. By
+    homogeneity it is proportional to ``alpha``.
 
     Raises:
         ValueError: ``alpha`` is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...

@@ -172,8 +172,20 @@ def cells(
 
     Returns:
         one row per cell: ``by``, ``mean``, ``low``, ``high`` (NaN with one seed), ``n``, ``runs`` (the ids).
+
+    Raises:
+        ValueError: no record has that column, or runs of one cell and seed differ in something else.
     """
-    rows = named(frame.dropna(subset=[value]))
+    if value not in frame:
+        known = ", ".join(name for name in map(str, frame) if name.endswith("_accuracy"))
+        raise ValueError(f"no record here has {value!r}; there are {known}. Give another value, or measure that one")
+    rows = frame.dropna(subset=[value])
+    if rows.duplicated([*by, "seed"]).any():
+        settings = [name for name in RunConfig.model_fields if name in rows and name not in (*by, "seed")]
+        differ = rows.groupby([*by, "seed"], dropna=False)[settings].nunique(dropna=False).gt(1).any()
+        varied = ", ".join(differ.index[differ])
+        raise ValueError(f"a mean over seeds would mix different runs, by {varied}: draw a grid for each")
+    rows = named(rows)
     if log:
         rows = rows.assign(**{value: np.log(rows[value].astype(float))})
     means = cell_means(rows, value, by).rename(columns={"value": "mean"})

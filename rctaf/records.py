@@ -31,8 +31,8 @@ _PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "autoattack", "pya
 
 
 def results_dir() -> Path:
-    """The store: ``$RCTAF_RESULTS`` if set, else ``results/`` beside the package."""
-    return Path(os.environ.get("RCTAF_RESULTS") or ROOT / "results")
+    """The store: ``results/`` beside the package, or ``$RCTAF_RESULTS``, relative to that too."""
+    return ROOT / (os.environ.get("RCTAF_RESULTS") or "results")
 
 
 def local_dir(run_id: str) -> Path:

@@ -10,8 +10,8 @@ the worker can be killed at any moment, started twice, or given to any scheduler
     python -m rctaf.runs exec    grids/quick.yaml ID      one run (what the schedulers call)
     python -m rctaf.runs replay  ID                       once more, and compare with the record
 
-Every run gets one GPU of this host to itself, where there are any. ``RCTAF_GPUS=0,1`` says which; a GPU named
-twice takes two runs at a time. ``RCTAF_RESULTS`` is another store, ``RCTAF_NOTEBOOK`` another experiment.
+``run`` gives every run one GPU of this host to itself, where there are any. ``RCTAF_GPUS=0,1`` says which; a GPU
+named twice takes two runs at a time. ``RCTAF_RESULTS`` is another store, ``RCTAF_NOTEBOOK`` another experiment.
 """
 
 from __future__ import annotations
@@ -91,15 +91,17 @@ def locked(path: Path, patience: float) -> Iterator[None]:
 
 
 def gpu_slots() -> list[str]:
-    """The GPUs that this host lends out, one per slot: those of ``RCTAF_GPUS``, or all that PyTorch sees."""
-    lent = os.environ.get("RCTAF_GPUS")
-    if lent is None:
-        import torch
+    """The GPUs that a batch lends to its runs, one per slot: those of ``RCTAF_GPUS``, or all that PyTorch sees."""
+    if "RCTAF_GPUS" in os.environ:
+        return _listed("RCTAF_GPUS")
+    import torch
 
-        count = torch.cuda.device_count()
-        lent = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-        return lent.replace(" ", "").split(",")[:count]
-    return [name for name in lent.replace(" ", "").split(",") if name]
+    count = torch.cuda.device_count()
+    return (_listed("CUDA_VISIBLE_DEVICES") or [str(number) for number in range(count)])[:count]
+
+
+def _listed(variable: str) -> list[str]:
+    return [name for name in os.environ.get(variable, "").replace(" ", "").split(",") if name]
 
 
 def under_scheduler() -> bool:
@@ -109,8 +111,12 @@ def under_scheduler() -> bool:
 
 @contextmanager
 def lent_gpu() -> Iterator[None]:
-    """Wait for one of the host's GPU slots and make it the only GPU that this run sees."""
-    slots = [] if under_scheduler() else list(enumerate(gpu_slots()))
+    """Wait for one of the GPUs in ``RCTAF_GPUS`` and make it the only one that this run sees.
+
+    Without that, as where a cluster started the run, it sees what it was given.
+    """
+    names = _listed("RCTAF_GPUS")
+    slots = [(names[:place].count(gpu), gpu) for place, gpu in enumerate(names)]  # of one GPU: 0, 1, ...
     if not slots:
         yield
         return
@@ -124,7 +130,7 @@ def lent_gpu() -> Iterator[None]:
                     yield
                 return
         except Busy:
-            time.sleep(0.5 if number == slots[-1][0] else 0)
+            time.sleep(0.5 if (turn + 1) % len(slots) == 0 else 0)
 
 
 def execute(config: RunConfig) -> str:
@@ -149,9 +155,8 @@ def execute(config: RunConfig) -> str:
         with locked(batch_dir() / "locks" / run_id, patience):
             if finished(run_id):
                 return "already done"
-            # what a killed attempt was writing; whoever holds the lock is the only writer
-            for partial in folder.glob(".*"):
-                partial.unlink()
+            for partial in filter(Path.is_file, folder.glob(".*")):  # what a killed attempt was writing
+                partial.unlink(missing_ok=True)
             with lent_gpu():
                 failure = folder / "failed.json"
                 failure.unlink(missing_ok=True)
@@ -245,7 +250,7 @@ def run(path: Path, jobs: int | None = None) -> int:
         return status(path)
     if importlib.util.find_spec("snakemake") is None:
         raise SystemExit(
-            'snakemake is not installed: pip install "rctaf[batch]", or run the cells one by one with exec'
+            "snakemake is not installed: pip install -e '.[batch]' in the clone, or run the cells one by one with exec"
         )
     for run_id in todo:
         (local_dir(run_id) / "failed.json").unlink(missing_ok=True)
@@ -316,7 +321,8 @@ def _ending_with_this(command: list[str], output: IO[str]) -> Iterator[subproces
 
 # what the time of an epoch, and of the evaluation, depends on; activations differ by a third at most
 _NETWORK = ("dataset", "network", "width", "norm")
-_EPOCH = (*_NETWORK, "n_train", "augment", "method", "batch_size", "attack_steps", "precision", "compiled")
+_TRAINING = ("method", "attack_steps", "attack_schedule", "auto_views", "awp", "precision", "compiled")
+_EPOCH = (*_NETWORK, "n_train", "augment", "batch_size", *_TRAINING)
 _EVALUATION = (*_NETWORK, "n_eval", "epsilon_larger", "autoattack", "hessian_images", "hessian_probes")
 
 

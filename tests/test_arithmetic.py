@@ -33,6 +33,23 @@ def test_settings_hold_inside_and_return_after_an_error(flush):
         torch.set_flush_denormal(True)  # as conftest.py has it
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this PyTorch has one way only")
+def test_a_caller_may_use_the_newer_way_to_say_tf32():
+    parts = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [part.fp32_precision for part in parts]
+    try:
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError, match="legacy"):
+            _ = torch.backends.cudnn.allow_tf32
+        with repeatable():
+            assert [part.fp32_precision for part in parts] == ["ieee", "ieee"]
+        assert [part.fp32_precision for part in parts] == ["ieee", "tf32"]
+    finally:
+        for part, value in zip(parts, before, strict=True):
+            part.fp32_precision = value
+
+
 @repeatable()
 def tenth_of_a_denormal():
     return (torch.tensor(1e-39) / 10).item()

@@ -248,7 +248,11 @@ def test_gpus_are_lent_one_per_run(monkeypatch, tmp_path):
                 seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
     assert seen == ["4", "4", "7"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "unset"
-    monkeypatch.setenv("SLURM_JOB_ID", "1")  # there the cluster chose
+    with runs.lent_gpu():
+        monkeypatch.setenv("RCTAF_GPUS", "7,4")  # another batch, which names them in another order
+        with runs.lent_gpu():
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+    monkeypatch.delenv("RCTAF_GPUS")  # as where a cluster chose
     with runs.lent_gpu():
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "unset"
 

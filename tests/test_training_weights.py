@@ -138,6 +138,13 @@ def test_every_recipe_is_a_configuration_with_a_source_for_each_number(name):
     assert not lost  # a setting that the method does not use has no place in its recipe
 
 
+def test_notes_of_a_recipe_follow_those_of_the_one_it_is_based_on():
+    notes = {name: recipes.read(name)["notes"] for name in recipes.names()}
+    assert notes["dajat-low"] == notes["dajat"]  # it has none of its own
+    for name, base in [("acat", "dajat"), ("dajat-wrn", "dajat"), ("dkl-cifar100", "dkl")]:
+        assert notes[name].startswith(f"{notes[base]} ")
+
+
 def test_recipes_differ_where_they_should():
     assert RunConfig(**recipes.settings("trades")).weight_decay == 2e-4
     different = {k for k, v in recipes.settings("trades-5e-4").items() if recipes.settings("trades")[k] != v}

@@ -77,7 +77,9 @@ def _adversary(model: nn.Module, epsilon: float, seed: int, device: torch.device
         if name == "autoattack":
             options["verbose"] = False
         return package.AutoAttack(model, **options), importlib.import_module(f"{name}.checks"), name, number
-    raise ModuleNotFoundError("neither autoattack nor pyautoattack is installed: pip install 'rctaf[experiments]'")
+    raise ModuleNotFoundError(
+        "neither autoattack nor pyautoattack is here: pip install -e '.[experiments]' in the clone"
+    )
 
 
 @repeatable()

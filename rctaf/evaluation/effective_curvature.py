@@ -2,8 +2,8 @@
 
 max|σ''| has the unit 1/(pre-activation). Since σ_{α,β}(z) = σ_{1,β}(αz)/α, the sharpness α can be traded
 against the scale of what comes in: (α, z) → (α/k, kz) multiplies the output by k, which the next linear map
-can undo. So the function of a network does not determine α. Two dimensionless numbers it does determine, per
-layer, with z the pre-activation:
+can undo. So the function of a network does not determine α. Two dimensionless numbers, per layer, are the same for
+all ways of writing a function that this trade offers (Theorem "Invariance" of the book), with z the pre-activation:
 
     κ = α · std(z)                 how many bend-widths 1/α the pre-activations cover (RCT-AF only); the
                                    *effective curvature* of the book;
@@ -11,12 +11,13 @@ layer, with z the pre-activation:
                                    every activation whose second derivative is bounded.
 
 Within one order they differ by a constant; between orders only the second can be equal where max|σ''| and std(z) are.
+The function alone does not determine them: a neuron added with outgoing weights 0 changes std(z), and no output.
 
 Where a batch norm stands directly before the activation, α · |gain| is the part of κ of one channel. All three
 are unchanged under (α, gain, bias) → (α/k, k·gain, k·bias).
 
 Not to be confused with the *rms curvature*, the root mean square of σ'' over normal inputs, which the axis
-``effective_curvature`` of a grid means (:func:`rctaf.family.effective_curvature_at_start`).
+``rms_curvature`` of a grid means (:func:`rctaf.family.rms_curvature_at_start`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Eq. 8 on a real network: the norm of the Hessian's diagonal, unbiased, with an interval.
+"""Eq. 8 on a real network: the norm of the Hessian's diagonal, from an estimate of its square, with an interval.
 
 Let H be the Hessian of a loss with respect to the P parameters, d = diag H. Forming d costs P
 Hessian-vector products; its norm can be estimated from far fewer.
@@ -16,12 +16,14 @@ so two measures are taken against it:
        D = g + v ⊙ Rv,   E[D] = d,
 
    need up to 100 times fewer probes than v ⊙ Hv where activations are smooth, never many more.
-2. *The norm is estimated without bias.* ‖mean of K samples‖² has expectation ‖d‖² + tr(Cov D)/K,
+2. *The square of the norm is estimated without bias.* ‖mean of K samples‖² has expectation ‖d‖² + tr(Cov D)/K,
    which grows with the off-diagonal mass and can fake a U-shape. Leaving out the pairs k = k',
 
-       U = (‖Σ_k D_k‖² - Σ_k ‖D_k‖²) / (K (K - 1)),   E[U] = ‖d‖²  exactly, for every K ≥ 2.
+       U = (‖Σ_k D_k‖² - Σ_k ‖D_k‖²) / (K (K - 1)),   E[U] = ‖d‖²  exactly, for every fixed K ≥ 2.
 
-   U can be negative while K is small. It is reported as it is.
+   U can be negative while K is small. It is reported as it is. Two biases are left, both small beside the
+   interval: K is not fixed but chosen by a rule that looks at the samples, and √U is on average a little below
+   the root of what U is on average.
 
 **Interval.** U is a mean of h(D_k, D_l) = D_k·D_l over pairs. Write h = ‖d‖² + a_k + a_l + e_kl with
 uncorrelated parts (Hoeffding's decomposition); then Var U = 4 Var(a)/n + 2 Var(e)/(n (n - 1)) for n
@@ -57,7 +59,7 @@ class HessianEstimate:
         parameters: P, the number of parameters.
         images: how many images the loss was averaged over.
         probes: K, the Hessian-vector products spent (on the remainder R, see the module's text).
-        square: unbiased estimate U of ‖d‖²; may be negative for small K.
+        square: estimate U of ‖d‖², unbiased but for the choice of K; may be negative for small K.
         standard_error: of ``square``.
         interval: 95 % interval of ‖d‖² (Student's t on 31 degrees of freedom); the lower end may be negative.
         rms: ‖d‖ / √P, the form that the figures of this book draw; None where ``square`` is negative.
@@ -66,7 +68,7 @@ class HessianEstimate:
         relative_half_width: half the interval of ‖d‖ over ‖d‖; None where it has no meaning.
         converged: whether ``relative_half_width`` reached what was asked for.
         gauss_newton_square: ‖diag G‖², exact.
-        remainder_square: unbiased estimate of ‖d - diag G‖², the part linear in σ''.
+        remainder_square: estimate of ‖d - diag G‖², the part linear in σ'', unbiased as ``square`` is.
         scale_free_square: unbiased estimate of ‖d ⊙ w²‖², which rescaling a weight and undoing it downstream
             (in a batch norm, say) leaves unchanged; from probes of its own, of diag(w) H diag(w).
         scale_free_standard_error, scale_free_probes: of ``scale_free_square``; always 64 probes.

@@ -20,7 +20,8 @@ def names() -> list[str]:
 def read(name: str) -> dict[str, Any]:
     """A recipe: ``title``, ``repository``, ``notes`` and ``settings``, {setting: {value, source}}.
 
-    A recipe that is ``based_on`` another holds only what differs from it; here it is filled in.
+    A recipe that is ``based_on`` another holds only what differs from it; here it is filled in, and its notes
+    follow those of the other.
 
     Raises:
         ValueError: there is no such recipe.
@@ -32,7 +33,8 @@ def read(name: str) -> dict[str, Any]:
     base = recipe.pop("based_on", None)
     if base is not None:
         parent = read(base)
-        recipe = {**parent, **recipe, "settings": {**parent["settings"], **recipe["settings"]}}
+        notes = " ".join(recipe["notes"] for recipe in (parent, recipe) if "notes" in recipe)
+        recipe = {**parent, **recipe, "notes": notes, "settings": {**parent["settings"], **recipe["settings"]}}
     return recipe
 
 
