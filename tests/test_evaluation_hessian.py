@@ -1,5 +1,6 @@
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from rctaf.activations import RCTAF
+from rctaf.evaluation import hessian as module
 from rctaf.evaluation import hessian_diagonal_norm
 from rctaf.evaluation.hessian import PairMean, _gauss_newton_diagonal, _Problem
 
@@ -75,7 +77,7 @@ ACTIVATIONS = [lambda: RCTAF(3.0, 0), lambda: RCTAF(3.0, 1), lambda: RCTAF(3.0, 
 def test_the_gauss_newton_diagonal_is_exact(activation, loss, images):
     model = network(activation)
     problem = _Problem(model, loss, *images, torch.float64)
-    found = _gauss_newton_diagonal(problem, problem.logit_derivatives()[1])
+    found = _gauss_newton_diagonal(problem, problem.logit_derivatives()[2])
     _, full, gauss_newton = brute_force(model, loss, *images)
     torch.testing.assert_close(found, gauss_newton.diagonal(), rtol=1e-10, atol=1e-14)
     if activation is nn.ReLU:  # piecewise linear in every single parameter: no sigma'' part on the diagonal
@@ -119,6 +121,29 @@ def test_float32_and_the_order_of_differentiation_change_rounding_only(images):
     # float32 has 1e-7; U is a difference of sums about ten times its size
     assert narrow.square == pytest.approx(wide.square, rel=1e-4)
     assert pieces.square == pytest.approx(narrow.square, rel=1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_images_in_parts_give_the_same(images, reduction, monkeypatch):
+    x, y = images
+    model, loss = network(nn.Softplus), partial(F.cross_entropy, reduction=reduction)
+    monkeypatch.setattr(module, "_IMAGES", 4)
+    counted = []
+    split = _Problem.parts
+
+    def parts(self, directions):
+        counted.append(len(split(self, directions)))
+        return split(self, directions)
+
+    monkeypatch.setattr(_Problem, "parts", parts)
+    whole = hessian_diagonal_norm(model, loss, x, y, max_probes=64, dtype=torch.float64).record()
+    monkeypatch.setattr(module, "_LAYER_ELEMENTS", 2 * 32 * (4 * 48 + 2 * 48 + 4))  # layers of two images, 32 probes
+    parted = hessian_diagonal_norm(model, loss, x, y, max_probes=64, dtype=torch.float64).record()
+    assert counted == [1, 3]
+    assert json.dumps(parted) != json.dumps(whole)  # summed in another order
+    assert parted.pop("by_parameter") == pytest.approx(whole.pop("by_parameter"), rel=1e-10)
+    for name, value in whole.items():
+        assert parted[name] == pytest.approx(value, rel=1e-10), name
 
 
 def test_one_product_agrees_with_curvlinops(images):

@@ -49,6 +49,9 @@ from rctaf.models.norm import eval_mode
 
 _GROUPS = 32  # also the probes of one batch: the fastest of 4, 8, 16, 32, 64 on a CPU (20-25 ms a probe)
 _GGN_ELEMENTS = 2**24  # per-image gradients held at once: 64 MiB in float32
+# values of all layers, for all images and probes differentiated at once: some 4 GiB in float32 with what they need
+_LAYER_ELEMENTS = 2**28
+_IMAGES = 512  # evaluated at once where nothing is differentiated
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,32 @@ class _Problem:
         }
         return functional_call(self.model, (named, self.buffers), (x,))
 
-    def logit_derivatives(self) -> tuple[Tensor, Tensor]:
-        """∂ℓ/∂z [N, C] and the per-image blocks ∂²ℓ/∂z² [N, C, C]."""
-        z = self.logits(self.theta, self.x).detach().requires_grad_()
+    def parts(self, directions: int) -> list[slice]:
+        """The images in parts small enough to be differentiated in that many directions at once."""
+        size = 0
+
+        def count(module: nn.Module, inputs: object, output: Tensor) -> None:
+            nonlocal size
+            size += output.numel()
+
+        layers = [m for m in self.model.modules() if not list(m.children())]
+        hooks = [layer.register_forward_hook(count) for layer in layers]
+        with torch.no_grad():
+            self.logits(self.theta, self.x[:1])
+        for hook in hooks:
+            hook.remove()
+        number = max(1, _LAYER_ELEMENTS // (size * directions))
+        return [slice(i, i + number) for i in range(0, len(self.x), number)]
+
+    def logit_derivatives(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The logits z [N, C], ∂ℓ/∂z [N, C] and the per-image blocks ∂²ℓ/∂z² [N, C, C]."""
+        with torch.no_grad():
+            z = torch.cat([self.logits(self.theta, part) for part in self.x.split(_IMAGES)])
+        z.requires_grad_()
         (slope,) = torch.autograd.grad(self.loss(z, self.y), z, create_graph=True)
         slope = slope + 0 * z  # also for a loss that is linear in the logits: its second derivative is 0, not missing
         rows = [torch.autograd.grad(slope[:, c].sum(), z, retain_graph=True)[0] for c in range(z.shape[1])]
-        return slope.detach(), torch.stack(rows, 1).detach()
+        return z.detach(), slope.detach(), torch.stack(rows, 1).detach()
 
 
 def _gauss_newton_diagonal(problem: _Problem, blocks: Tensor) -> Tensor:
@@ -240,7 +262,8 @@ def hessian_diagonal_norm(
         max_probes: stop there at the latest, 64 or more; rounded up to a multiple of 32.
         seed: of the probes.
         dtype: float32 or float64; the model itself is not changed.
-        batch: probes differentiated at once; lower it when memory is short (the result stays the same).
+        batch: probes differentiated at once; lower it when memory is short (the result stays the same). Images are
+            taken in parts of what the layers of the model need.
 
     Raises:
         ValueError: a bad argument, or a loss that is not finite.
@@ -254,18 +277,31 @@ def hessian_diagonal_norm(
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
         problem = _Problem(model, loss_of_logits, x, y, dtype)
         theta = problem.theta
-        slope, blocks = problem.logit_derivatives()
+        logits, slope, blocks = problem.logit_derivatives()
         if not bool(torch.isfinite(slope).all() and torch.isfinite(blocks).all()):
             raise ValueError("the loss or its derivatives in the logits are not finite: has the training diverged?")
 
-        def products(scalar: Callable[[Tensor], Tensor], directions: Tensor) -> Tensor:
-            return vmap(lambda v: jvp(grad(scalar), (theta,), (v,))[1], chunk_size=batch)(directions)
+        parts = problem.parts(min(batch, _GROUPS))
 
-        def full(parameters: Tensor) -> Tensor:
-            return loss_of_logits(problem.logits(parameters, problem.x), y)
+        def products(scalar: Callable[[Tensor, slice], Tensor], directions: Tensor) -> Tensor:
+            """The Hessian of a sum over images, times each of the directions."""
 
-        def remainder(parameters: Tensor) -> Tensor:
-            return (slope * problem.logits(parameters, problem.x)).sum()
+            def of(part: slice) -> Tensor:
+                gradient = grad(lambda parameters: scalar(parameters, part))
+                return vmap(lambda v: jvp(gradient, (theta,), (v,))[1], chunk_size=batch)(directions)
+
+            total = of(parts[0])
+            for part in parts[1:]:
+                total += of(part)
+            return total
+
+        def remainder(parameters: Tensor, part: slice) -> Tensor:
+            return (slope[part] * problem.logits(parameters, problem.x[part])).sum()
+
+        def full(parameters: Tensor, part: slice) -> Tensor:
+            """Has the Hessian of the loss at theta, and is a sum over images whether or not the loss is a mean."""
+            change = problem.logits(parameters, problem.x[part]) - logits[part]
+            return (slope[part] * change).sum() + torch.einsum("ni,nij,nj", change, blocks[part], change) / 2
 
         def probe(scale: Tensor, limit: int) -> PairMean:
             """Samples of the diagonal of diag(scale) H diag(scale), until its norm is known well enough."""
