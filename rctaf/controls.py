@@ -17,11 +17,18 @@ import scipy  # its parts load when first used
 from rctaf.config import Grid, RunConfig
 from rctaf.family import curvature, rms_curvature_at_start
 from rctaf.records import Record, table
-from rctaf.statistics import Difference, holm, mean_interval, orders_coincide, paired_difference
+from rctaf.statistics import (
+    Difference,
+    holm,
+    mean_interval,
+    orders_coincide,
+    paired_difference,
+    variance_over_cells,
+)
 from rctaf.verdicts import BAND, MARGIN, MIN_SEEDS, Verdict, alike, outcome_of, sign
 
 CHANCE = 0.2  # ten classes; a network below twice the 10 % of guessing has learned nothing worth comparing
-POST_HOC = "Post hoc: this rule was made after seeds 0 to 2 had been seen."
+POST_HOC = "Post hoc: this rule was made or changed after runs had been seen."
 _KNOTS = 7  # of a smooth curve, as in rctaf.statistics.optimum
 
 
@@ -340,25 +347,30 @@ def with_rms_curvature(frame: pd.DataFrame, records: Sequence[Record]) -> pd.Dat
     )
 
 
-def shared_curvatures(frame: pd.DataFrame, label: str) -> list[float]:
-    """The curvatures at which every run lies, along the label, where all orders have runs of its seed.
+def not_alone(frame: pd.DataFrame, label: str) -> pd.Series:
+    """Whether each run lies, along the label, where all orders have runs of its seed.
 
     Beyond, one order is alone: along the label no other contradicts it, while along max|sigma''| the others do. A
-    comparison that used the runs there would be won by the label along which the orders reach less far together.
+    comparison of how the runs there lie about a curve would be won by the label along which the orders reach less far
+    together.
     """
     ends = frame.groupby(["seed", "beta"])[label].agg(["min", "max"]).groupby("seed").agg({"min": "max", "max": "min"})
-    inside = frame[label].between(frame["seed"].map(ends["min"]), frame["seed"].map(ends["max"]))
-    every = inside.groupby(frame["curvature"].round(9)).all()
+    return frame[label].between(frame["seed"].map(ends["min"]), frame["seed"].map(ends["max"]))
+
+
+def shared_curvatures(frame: pd.DataFrame, label: str) -> list[float]:
+    """The curvatures at which every run is :func:`not_alone`."""
+    every = not_alone(frame, label).groupby(frame["curvature"].round(9)).all()
     return [float(c) for c in every.index[every]]
 
 
-def scatter_about_curve(frame: pd.DataFrame, value: str, label: str) -> np.ndarray:
+def scatter_about_curve(frame: pd.DataFrame, value: str, label: str, scored: pd.Series) -> np.ndarray:
     """How far single runs lie from one smooth curve along a label through the runs of all orders; one number per seed.
 
     The curve is a natural cubic spline in the logarithm of the label, fitted by least squares. With h_i the diagonal of
     the projection y -> fitted y, the number is the root mean square of (y_i - fitted y_i) / sqrt(1 - h_i): if the curve
     is the truth and every run adds noise of variance s², each term has mean square s², wherever the run lies. So every
-    run counts alike, under any label.
+    run counts alike, under any label. The mean is over the runs that are ``scored``.
     """
     scatter = []
     for _, rows in frame.groupby("seed"):
@@ -367,7 +379,7 @@ def scatter_about_curve(frame: pd.DataFrame, value: str, label: str) -> np.ndarr
         at = np.quantile(x, np.linspace(0, 1, knots))
         q, _ = np.linalg.qr(scipy.interpolate.CubicSpline(at, np.eye(knots), bc_type="natural")(x))
         terms = (y - q @ (q.T @ y)) ** 2 / (1 - (q**2).sum(axis=1))
-        scatter.append(math.sqrt(terms.mean()))
+        scatter.append(math.sqrt(terms[scored[rows.index].to_numpy(bool)].mean()))
     return np.array(scatter)
 
 
@@ -376,9 +388,10 @@ def orders(equal: pd.DataFrame, equal_rms: pd.DataFrame, value: str) -> list[Ver
 
     1, 2. Every pair of orders at every curvature of the grid, by :func:`_orders_alike`; before, the means over the
     curvatures were compared, which curves that cross can share. 3, 4. The scatter about one curve along
-    max|sigma''| minus that along the rms curvature, at the start and as measured (:func:`scatter_about_curve`), from
-    the same runs (:func:`shared_curvatures`), by :func:`_higher`. This took the place of the spread between lines
-    through the runs of each order, which used runs of large max|sigma''| along one label only.
+    max|sigma''| minus that along the rms curvature, at the start and as measured (:func:`scatter_about_curve`), by
+    :func:`_higher`. The curves go through the same runs (:func:`shared_curvatures`), and of these the same are scored,
+    those that are not alone among them (:func:`not_alone`). This took the place of the spread between lines through
+    the runs of each order, which used runs of large max|sigma''| along one label only.
 
     Args:
         equal: complete seeds of a grid of equal curvatures, from :func:`with_rms_curvature`.
@@ -395,9 +408,10 @@ def orders(equal: pd.DataFrame, equal_rms: pd.DataFrame, value: str) -> list[Ver
             if len(shared) < 3:
                 return "The orders share fewer than three curvatures along both labels.", "not testable"
             rows = frame[frame["curvature"].round(9).isin(shared)]
-            along, other = (scatter_about_curve(rows, value, name) for name in ("curvature", label))
+            scored = not_alone(rows, label)
+            along, other = (scatter_about_curve(rows, value, name, scored) for name in ("curvature", label))
             words = (
-                f"Runs of max|σ''| {shared[0]:g} to {shared[-1]:g} about one curve through all orders: "
+                f"{scored.sum()} runs of max|σ''| {shared[0]:g} to {shared[-1]:g} about one curve through all orders: "
                 f"{100 * along.mean():.2f} points (rms) along max|σ''|, {100 * other.mean():.2f} along rms curvature; "
                 "difference"
             )
@@ -447,8 +461,10 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
 
     1. Does every network learn (``CHANCE``)? Supported: all do. Not supported: at some curvature none does. Else
        undecided.
-    2. Per seed, the standard deviation over curvatures (orders averaged) without normalisation minus that with batch
-       norm, by :func:`_higher`, over the orders, curvatures and seeds that both have.
+    2. The variance over curvatures (orders averaged) without normalisation minus that with batch norm, each without
+       what seed noise adds to it (:func:`rctaf.statistics.variance_over_cells`), by the jackknife over seeds and
+       :func:`rctaf.verdicts.sign`, over the orders, curvatures and seeds that both have. Before, the standard
+       deviations of single seeds, which noise alone makes larger without normalisation.
     3. Every pair of orders at every curvature, by :func:`_orders_alike`; before, means over the curvatures.
 
     1, and that 2 and 3 leave out the curvatures at which not every network without normalisation learned, were added
@@ -469,9 +485,9 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
         outcome = outcome_of(bool(every), bool(none))
         return f"Networks that classify at least {CHANCE:.0%} of clean images: {words}.", outcome
 
-    def variation(rows: pd.DataFrame) -> np.ndarray:
+    def variance(rows: pd.DataFrame) -> np.ndarray:
         means = rows.assign(c=rows["curvature"].round(9)).pivot_table(values=value, index="seed", columns="c")
-        return means.std(axis=1).to_numpy(float)
+        return variance_over_cells(100 * means.to_numpy(float))
 
     def more(frame: pd.DataFrame) -> tuple[str, str]:
         frame = where_all_learned(frame)
@@ -487,12 +503,14 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
                 "with and without batch norm.",
                 "not testable",
             )
-        a, b = variation(frame), variation(plain)
+        a, b = variance(frame), variance(plain)
+        d = paired_difference(a, b).difference
         words = (
-            f"max|σ''| {', '.join(f'{c:g}' for c in places(frame))}. Standard deviation over curvatures "
-            f"{100 * a.mean():.2f} points without, {100 * b.mean():.2f} with batch norm; difference"
+            f"max|σ''| {', '.join(f'{c:g}' for c in places(frame))}. Variance over curvatures, without seed noise: "
+            f"{a.mean():.2f} squared points without, {b.mean():.2f} with batch norm; difference {d.value:+.2f} "
+            f"({d.low:+.2f} to {d.high:+.2f}), 95 % interval over {d.n} seeds."
         )
-        return _higher(words, a, b)
+        return words, sign(d)
 
     def alike(frame: pd.DataFrame) -> tuple[str, str]:
         frame = where_all_learned(frame)

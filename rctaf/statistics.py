@@ -89,14 +89,20 @@ class Optimum:
 
 
 def optimum(
-    frame: pd.DataFrame, value: str, *, kind: Literal["max", "min"] = "max", knots: int = 7, seed: int = 0
+    frame: pd.DataFrame,
+    value: str,
+    *,
+    kind: Literal["max", "min"] = "max",
+    knots: int = 7,
+    seed: int = 0,
+    level: float = 0.05,
 ) -> Optimum:
     """The curvature at which ``value`` is best, with a bootstrap interval over seeds.
 
     The curve is a natural cubic spline in log curvature, fitted by least squares to the seed means; its ``knots`` stand
     at evenly spaced quantiles of the curvatures tested. It is a linear map of the means, so a resample of the
     seeds costs one matrix product. The interval holds the central positions of the resamples' optima, between
-    the quantiles Φ(±t_{0.975, n-1} √(n / (n-1))): the percentile interval widened for few seeds (Hesterberg 2015,
+    the quantiles Φ(±t_{1-level/2, n-1} √(n / (n-1))): the percentile interval widened for few seeds (Hesterberg 2015,
     arXiv 1411.5279, "expanded percentile"). Three seeds have ten resamples, and the interval is their range: in
     simulated experiments it covers the optimum in 71-78 % of cases, with five or ten seeds in 90-95 %.
 
@@ -108,6 +114,7 @@ def optimum(
             curvatures of this book's grids, 5 knots displace the optimum by up to 26 %, 7 by up to 6 %, and the
             intervals cover it in 87 % and 95 % of simulated experiments.
         seed: of the resampling.
+        level: of the interval, which covers 1 - ``level``; lower it for one of several.
 
     Raises:
         ValueError: an incomplete grid, fewer than 3 seeds, or fewer than 4 curvatures.
@@ -128,7 +135,7 @@ def optimum(
     curve = smoother @ means
     draws = _resamples(y.shape[1], seed)
     best = (smoother @ (y @ draws.T)).argmax(0)
-    low, high = np.quantile(fine[best], _tails(y.shape[1]))
+    low, high = np.quantile(fine[best], _tails(y.shape[1], level))
     edge = float(np.mean((best == 0) | (best == len(fine) - 1)))
     error = y.std(1, ddof=1) / math.sqrt(y.shape[1])
     distance = np.abs(basis(log_c) @ np.linalg.pinv(basis(log_c)) @ means - means)
@@ -271,6 +278,29 @@ def trend(frame: pd.DataFrame, value: str) -> Estimate:
     return mean_interval(np.mean(slopes, axis=0))
 
 
+def falls(frame: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Where ``value``, averaged over the orders within each seed, is lower at a larger curvature than at a smaller.
+
+    Returns:
+        A row per pair of curvatures, the most significant fall first: ``smaller``, ``larger``, ``difference`` (at the
+        larger minus at the smaller), ``low``, ``high``, ``p_lower_holm``, corrected over all pairs.
+
+    Raises:
+        ValueError: an incomplete grid, or orders that were run at different curvatures.
+    """
+    table = _grid(frame, value, ["beta", "curvature"])
+    if (table.groupby("curvature").size() != table.index.get_level_values("beta").nunique()).any():
+        raise ValueError("the orders were run at different curvatures: expected the same")
+    means = table.groupby("curvature").mean()
+    pairs = list(itertools.combinations(means.index, 2))
+    tests = [paired_difference(means.loc[b].tolist(), means.loc[a].tolist()) for a, b in pairs]
+    result = pd.DataFrame(pairs, columns=["smaller", "larger"])
+    for name in ("value", "low", "high"):
+        result["difference" if name == "value" else name] = [getattr(test.difference, name) for test in tests]
+    result["p_lower_holm"] = holm([test.p_lower for test in tests])
+    return result.sort_values(["p_lower_holm", "difference"], ignore_index=True)
+
+
 def lower_beyond(
     frame: pd.DataFrame, value: str, *, band: tuple[float, float] = (4.0, 10.0), beyond: float = 10.0
 ) -> pd.DataFrame:
@@ -327,6 +357,30 @@ def holm(p: Sequence[float] | Array) -> Array:
     corrected = np.empty_like(values)
     corrected[order] = np.minimum(1, steps)
     return corrected
+
+
+def variance_over_cells(table: Array) -> Array:
+    """How much cells truly differ: one number per seed, whose mean is the variance over cells without seed noise.
+
+    The variance of one seed's values over cells holds the noise of its runs. The product of two seeds' deviations from
+    their own means does not: its mean over pairs of seeds is unbiased for the variance of the true means. The numbers
+    are the jackknife's pseudo-values n U - (n - 1) U without the seed, so that a t-interval of them is one of U. In
+    simulated experiments (3 to 10 seeds, 3 or 5 cells) it covers the truth in 93-99 % of cases.
+
+    Args:
+        table: [seeds, cells], at least 3 x 2, without gaps.
+
+    Raises:
+        ValueError: it is smaller, or not finite.
+    """
+    x = np.asarray(table, float)
+    if x.ndim != 2 or x.shape[0] < 3 or x.shape[1] < 2 or not np.isfinite(x).all():
+        raise ValueError(f"expected finite numbers, at least 3 seeds x 2 cells; got the shape {x.shape}")
+    deviations = x - x.mean(1, keepdims=True)
+    products = deviations @ deviations.T / (x.shape[1] - 1)
+    np.fill_diagonal(products, 0)
+    n, total, own = len(x), products.sum(), products.sum(1)
+    return total / (n - 1) - (total - 2 * own) / (n - 2)
 
 
 # --- does one quantity go with another? ------------------------------------------------------------------------------
@@ -392,23 +446,51 @@ def _spearman(a: Array, b: Array) -> Array:
 
 def seed_deviation(
     frame: pd.DataFrame, value: str, by: Sequence[str] = ("activation", "beta", "curvature")
-) -> tuple[Estimate, int]:
+) -> tuple[Estimate, float]:
     """The standard deviation between seeds of a cell, pooled over cells, with its 95 % interval; and its df.
 
-    s² = Σ (x - mean of its cell)² / df, df = runs - cells (degrees of freedom), and df s² / σ² is χ² distributed:
-    so every cell is taken to scatter alike. Cells of one seed add nothing. ``n`` is the number of runs that count.
+    The runs of one seed share their initial weights, so the cells of a seed go up and down together and count for less
+    than as many independent ones. With C cells and S seeds, each cell with every seed, the mean squares M of the seeds
+    and E of what cells and seeds leave (two-way analysis of variance) give s² = (M + (C - 1) E) / C, which is the mean
+    variance within a cell. Its degrees of freedom are Satterthwaite's, (S - 1) C² s⁴ / (M² + (C - 1) E²), between
+    S - 1 and C (S - 1); df s² / σ² is taken as χ² distributed, and every cell to scatter alike.
+
+    Used are the cells with the most seeds, and of these seeds those that all of them have. ``n`` is the number of runs.
 
     Raises:
-        ValueError: no cell has two seeds.
+        ValueError: no two seeds are left.
     """
-    groups = [part[value].to_numpy(float) for _, part in frame.dropna(subset=[value]).groupby(list(by), dropna=False)]
-    groups = [_finite(group) for group in groups if len(group) > 1]
-    df = sum(len(group) - 1 for group in groups)
-    if df == 0:
-        raise ValueError(f"no cell of {len(frame)} runs has two seeds: expected at least one")
-    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
-    low, high = (math.sqrt(squares / float(scipy.stats.chi2.ppf(q, df))) for q in (0.975, 0.025))
-    return Estimate(math.sqrt(squares / df), low, high, df + len(groups)), df
+    rows = frame.dropna(subset=[value])
+    cells = rows.groupby(list(by), dropna=False)
+    rows = rows.assign(cell=cells.ngroup(), seeds=cells["seed"].transform("nunique"))
+    table = rows[rows["seeds"] == rows["seeds"].max()].pivot_table(values=value, index="cell", columns="seed")
+    x = table.dropna(axis=1).to_numpy(float)
+    c, s = x.shape
+    if s < 2:
+        raise ValueError(f"{len(frame)} runs have {s} seed(s) in common: expected at least two")
+    means = x.mean(0)
+    m = c * means.var(ddof=1)
+    rest = ((x - x.mean(1, keepdims=True) - means + x.mean()) ** 2).sum()
+    e = float(rest) / ((c - 1) * (s - 1)) if c > 1 else 0.0
+    square = (m + (c - 1) * e) / c
+    df = square**2 * c**2 * (s - 1) / (m**2 + (c - 1) * e**2)
+    low, high = (math.sqrt(df * square / float(scipy.stats.chi2.ppf(q, df))) for q in (0.975, 0.025))
+    return Estimate(math.sqrt(square), low, high, x.size), df
+
+
+def critical_difference(sd: float, *, df: float = math.inf, level: float = 0.05) -> float:
+    """What two single runs must differ by to be told apart at a level, two-sided: t_{1-level/2} sd √2.
+
+    Args:
+        sd: the standard deviation over seeds, on ``df`` degrees of freedom (infinite: known).
+
+    Raises:
+        ValueError: as :func:`minimum_detectable_difference`.
+
+    >>> round(critical_difference(1.0), 2)   # 1.96 √2 standard deviations
+    2.77
+    """
+    return minimum_detectable_difference(sd, df=df, level=level, power=0.5)
 
 
 def minimum_detectable_difference(
@@ -467,7 +549,7 @@ def _resamples(n: int, seed: int) -> Array:
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n
 
 
-def _tails(n: int) -> tuple[float, float]:
+def _tails(n: int, level: float = 0.05) -> tuple[float, float]:
     """The quantiles of the widened percentile interval for n replicates."""
-    tail = float(scipy.stats.norm.sf(scipy.stats.t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1))))
+    tail = float(scipy.stats.norm.sf(scipy.stats.t.ppf(1 - level / 2, n - 1) * math.sqrt(n / (n - 1))))
     return tail, 1 - tail

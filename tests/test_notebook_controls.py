@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import scipy
 from synthetic import estimate
@@ -183,11 +184,13 @@ def test_a_difference_at_one_curvature_speaks_for_neither_label(place):
     # orders that differ at one curvature, in any direction: an interval above 0 is as frequent as one below
     frame, rng, found = equal_runs(), np.random.default_rng(0), []
     rows = frame[frame["curvature"].round(9).isin(controls.shared_curvatures(frame, "rms_start"))]
-    cell = (rows["curvature"].round(9) == place).to_numpy()
+    cell, scored = (rows["curvature"].round(9) == place).to_numpy(), controls.not_alone(rows, "rms_start")
     for _ in range(60):
         shift = 0.04 * rng.standard_normal(3)[rows["beta"]] * cell
         world = rows.assign(**{VALUE: 0.7 + shift + 0.008 * rng.standard_normal(len(rows))})
-        along, other = (controls.scatter_about_curve(world, VALUE, label) for label in ("curvature", "rms_start"))
+        along, other = (
+            controls.scatter_about_curve(world, VALUE, label, scored) for label in ("curvature", "rms_start")
+        )
         found.append(mean_interval(along - other))
     above, below = sum(e.low > 0 for e in found), sum(e.high < 0 for e in found)
     assert above + below > 10
@@ -197,16 +200,21 @@ def test_a_difference_at_one_curvature_speaks_for_neither_label(place):
 def test_scatter_about_one_curve():
     frame = rms_runs()
     line = frame.assign(**{VALUE: np.log(frame["rms_start"])})
-    np.testing.assert_allclose(controls.scatter_about_curve(line, VALUE, "rms_start"), 0, atol=1e-12)
+    every = pd.Series(True, frame.index)
+    np.testing.assert_allclose(controls.scatter_about_curve(line, VALUE, "rms_start", every), 0, atol=1e-12)
     # as many knots as places: the curve is the mean at each, and constants 0, 1, 2 have variance 1
     apart = line.assign(**{VALUE: line[VALUE] + line["beta"]})
-    np.testing.assert_allclose(controls.scatter_about_curve(apart, VALUE, "rms_start"), 1, rtol=1e-12)
+    np.testing.assert_allclose(controls.scatter_about_curve(apart, VALUE, "rms_start", every), 1, rtol=1e-12)
+    # of the order in the middle alone, which the mean goes through
+    middle = controls.scatter_about_curve(apart, VALUE, "rms_start", apart["beta"] == 1)
+    np.testing.assert_allclose(middle, 0, atol=1e-12)
     # noise about a curve, unbiased under each label whatever the places of the runs
     frame, rng = equal_runs(), np.random.default_rng(0)
     for label in ("curvature", "rms_start"):
         worlds = [frame.assign(**{VALUE: np.log(frame[label]) + rng.standard_normal(150)}) for _ in range(80)]
-        squares = [controls.scatter_about_curve(world, VALUE, label) ** 2 for world in worlds]
-        assert np.mean(squares) == pytest.approx(1, abs=4 * np.std(squares) / 20)
+        for scored in (pd.Series(True, frame.index), controls.not_alone(frame, label)):
+            squares = [controls.scatter_about_curve(world, VALUE, label, scored) ** 2 for world in worlds]
+            assert np.mean(squares) == pytest.approx(1, abs=4 * np.std(squares) / 20)
 
 
 def with_norm():

@@ -22,6 +22,7 @@ from rctaf.statistics import (
     rank_correlation,
     seed_deviation,
     trend,
+    variance_over_cells,
 )
 from rctaf.verdicts import BOOTSTRAP_SEEDS
 
@@ -365,23 +366,54 @@ def test_the_minimum_detectable_difference_is_detected_as_often_as_it_says():
         minimum_detectable_difference(0)
 
 
-def test_the_seed_deviation_is_found_and_its_interval_covers_it():
-    """300 experiments of 6 unequal cells around different means; the cell of one seed must not count."""
-    rng = np.random.default_rng(2)
-    sizes = [2, 3, 5, 5, 4, 1]
-    found = []
-    for _ in range(300):
-        rows = [(i, s, rng.normal(10 * i, 1.5)) for i, n in enumerate(sizes) for s in range(n)]
-        frame = pd.DataFrame(rows, columns=["curvature", "seed", "value"])
-        estimate, df = seed_deviation(frame.assign(activation="rctaf", beta=math.nan), "value")
-        assert (df, estimate.n) == (14, 19)
+@pytest.mark.parametrize("shared", [0.0, 0.9, 1.5])
+def test_the_seed_deviation_is_found_and_its_interval_covers_it(shared):
+    """600 experiments of 10 cells and 5 seeds; of the deviation of 1.5 a part is common to a seed's cells."""
+    rng, own = np.random.default_rng(2), math.sqrt(1.5**2 - shared**2)
+    found, degrees = [], []
+    for _ in range(600):
+        frame = experiment(lambda b, c: 10 * c, rng, seeds=5, seed_sd=shared, run_sd=own)
+        extra = frame[:1].assign(curvature=99.0)  # a cell of one seed must not count
+        estimate, df = seed_deviation(pd.concat([frame, extra]).assign(activation="rctaf"), "value")
+        assert estimate.n == 50
         found.append(estimate)
-    # four standard errors: of a mean of 300 variances with 14 degrees of freedom, and of a binomial share
-    assert np.mean([e.value**2 for e in found]) == pytest.approx(1.5**2, rel=4 * math.sqrt(2 / 14 / 300))
+        degrees.append(df)
+    assert np.mean(degrees) == pytest.approx({0.0: 37, 0.9: 22, 1.5: 4}[shared], abs=2)  # of at least 4 and at most 40
+    # four standard errors: of a mean of 600 variances, and of a binomial share; the degrees of freedom are approximate
+    variance = np.array([e.value**2 for e in found])
+    assert variance.mean() == pytest.approx(1.5**2, abs=4 * variance.std() / math.sqrt(600))
     covered = np.mean([e.low < 1.5 < e.high for e in found])
-    assert covered == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 300))
-    with pytest.raises(ValueError, match="no cell of 1 runs has two seeds"):
-        seed_deviation(frame[-1:].assign(activation="rctaf", beta=0), "value")
+    assert covered == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 600))
+
+
+def test_the_seed_deviation_of_seeds_that_all_cells_have():
+    frame = experiment(lambda b, c: c, np.random.default_rng(0), seeds=4, curvatures=[1.0, 2.0]).assign(activation="x")
+    gap = frame.drop(frame[(frame["seed"] == 3) & (frame["curvature"] == 1)].index)
+    estimate, df = seed_deviation(gap, "value")  # the other cell has a seed more, and is the only one with so many
+    assert (estimate.n, df) == (4, pytest.approx(3))
+    assert estimate.value == pytest.approx(frame[frame["curvature"] == 2]["value"].std(ddof=1))
+    with pytest.raises(ValueError, match="1 runs have 1 seed"):
+        seed_deviation(frame[:1], "value")
+
+
+def test_the_variance_over_cells_is_free_of_seed_noise():
+    """2,000 experiments: true variance 4 over cells, or none, under noise with a variance of 16."""
+    rng = np.random.default_rng(0)
+    truth = np.array([-2.0, 0.0, 2.0])  # variance 4
+    for scale in (0.0, 1.0):
+        tables = scale * truth + rng.normal(size=(2000, 5, 1)) * 3 + rng.normal(size=(2000, 5, 3)) * 4
+        found = np.array([variance_over_cells(table) for table in tables])
+        mean, error = found.mean(), found.mean(1).std() / math.sqrt(2000)
+        assert mean == pytest.approx(4 * scale**2, abs=4 * error)
+        intervals = [mean_interval(numbers) for numbers in found]
+        covered = np.mean([e.low <= 4 * scale**2 <= e.high for e in intervals])
+        assert 0.93 <= covered <= 0.999
+    x = rng.normal(size=(4, 3))  # by its definition: products of the deviations of two seeds
+    d = x - x.mean(1, keepdims=True)
+    pairs = [(d[i] * d[j]).sum() / 2 for i in range(4) for j in range(4) if i != j]
+    assert variance_over_cells(x).mean() == pytest.approx(np.mean(pairs))
+    with pytest.raises(ValueError, match=r"at least 3 seeds x 2 cells; got the shape \(2, 3\)"):
+        variance_over_cells(x[:2])
 
 
 def test_a_difference_is_detected_as_often_as_it_says_with_an_estimated_deviation():
