@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -133,7 +134,7 @@ class RunConfig(BaseModel):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     decay_gains: bool = Field(True, description="weight decay also acts on batch-norm gains and on biases")
-    epsilon: str = Field("0.15", description="l-inf budget in training and evaluation, exact, e.g. 8/255")
+    epsilon: str = Field("0.15", description="l-inf budget of the training, exact, e.g. 8/255")
     attack_steps: int | None = Field(5, ge=1, description="steps of the training attack")
     attack_step_size: str | None = Field(None, description="step of the training attack; None: epsilon / 4")
     attack_schedule: Literal["as_released", "as_intended"] | None = Field(
@@ -157,6 +158,7 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0)
     # evaluation
     n_eval: int | None = Field(None, ge=1, description="attack the first n test images; None: all")
+    epsilon_eval: str | None = Field(None, description="budget of the evaluation; None: that of the training")
     epsilon_larger: str | None = Field("0.2", description="a second, larger budget for PGD-20")
     autoattack: Literal["none", "screening", "standard"] = "screening"
     hessian_images: int = Field(128, ge=1, description="images over which the Hessian is averaged")
@@ -167,6 +169,10 @@ class RunConfig(BaseModel):
     def _drop_unused(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        with suppress(ValueError):  # a budget that cannot be read is refused below
+            trained = values.get("epsilon", cls.model_fields["epsilon"].default)
+            if canonical_epsilon(str(values.get("epsilon_eval"))) == canonical_epsilon(str(trained)):
+                values = {**values, "epsilon_eval": None}
         chosen = {name: values.get(name, cls.model_fields[name].default) for name in (*_USED_BY, *_NEEDED_BY)}
         return {**values, **dict.fromkeys(_unused(chosen))}
 
@@ -185,7 +191,7 @@ class RunConfig(BaseModel):
             raise ValueError(f"gain={self.gain:g} needs resnet_small or resnet18, got {self.network}")
         return self
 
-    @field_validator("epsilon", "attack_step_size", "epsilon_larger", mode="before")
+    @field_validator("epsilon", "attack_step_size", "epsilon_eval", "epsilon_larger", mode="before")
     @classmethod
     def _budget(cls, value: Any) -> Any:
         # papermill's -p gives a number where one is written
@@ -210,6 +216,11 @@ class RunConfig(BaseModel):
         doc = {"schema": SCHEMA, **self.model_dump(mode="json", exclude_defaults=True, exclude=unused)}
         text = json.dumps(doc, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def evaluation_epsilon(self) -> str:
+        """The budget at which accuracy under attack and the Hessian of the attacked loss are measured."""
+        return self.epsilon_eval or self.epsilon
 
     @property
     def norm_sets(self) -> int:

@@ -151,7 +151,7 @@ def _settings(configs: Iterable[RunConfig]) -> str:
         words = (
             network_name(config.network, config.width),
             method_name(config.method, config.auto_views),
-            (f"ℓ∞, ε = {config.epsilon}, " if attacked else "") + ATTACKS[config.autoattack],
+            (f"ℓ∞, ε = {config.evaluation_epsilon}, " if attacked else "") + ATTACKS[config.autoattack],
         )
         for seen, word in zip(told, words, strict=True):
             seen[word] = None

@@ -42,9 +42,10 @@ def test_one_experiment_has_one_id():
     for same in (["8/255", "8 / 255", "16/510"], ["0.15", "0.150", "3/20", 0.15], ["0.2", "51/255", ".2"]):
         assert len({RunConfig(epsilon=text, attack_step_size=text).run_id for text in same}) == 1
         assert RunConfig(epsilon=same[-1]).epsilon == same[0]
+    assert RunConfig(epsilon="8/255", epsilon_eval="16/510") == RunConfig(epsilon="8/255")
     # and every setting that it does use tells two experiments apart
     changed = [{}, {"alpha": 7}, {"beta": 2}, {"seed": 1}, {"lam": 5}, {"method": "pgd"}, {"epsilon": "8/255"}]
-    changed += [{"gain": 10.0}, {"head_lr": 0.01}, {"alpha_learned": True}]
+    changed += [{"gain": 10.0}, {"head_lr": 0.01}, {"alpha_learned": True}, {"epsilon_eval": "0.1"}]
     assert len({RunConfig(**settings).run_id for settings in changed}) == len(changed)
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "notebooks" / "experiments" / "run.ipynb"
 SMALL = {
     "alpha": 14, "epochs": 2, "n_train": 200, "n_eval": 40, "attack_steps": 2, "hessian_images": 16,
-    "hessian_probes": 64, "seed": 3,
+    "hessian_probes": 64, "seed": 3, "epsilon_eval": "0.1",
 }  # fmt: skip
 
 
@@ -48,6 +48,8 @@ def test_record_holds_every_measurement(record: records.Record) -> None:
     assert record.provenance["threads"] == 1
     assert {"clean_accuracy", "pgd20_accuracy", "pgd20_larger_accuracy", "screening_accuracy"} <= metrics.keys()
     assert "robust_accuracy" not in metrics  # that is the name of AutoAttack's standard version alone
+    assert metrics["autoattack"]["epsilon"] == 0.1
+    assert record.history["epsilon"] == [0.15, 0.15]
     # a stronger attack, or a larger ball, leaves no more images
     assert metrics["screening_accuracy"] <= metrics["pgd20_accuracy"] + 1 / 40
     assert metrics["pgd20_larger_accuracy"] <= metrics["pgd20_accuracy"]

@@ -307,7 +307,7 @@ def robustbench_entry(record: Record) -> dict[str, Any]:
         "dataset": config.dataset,
         "venue": "",
         "architecture": config.network,
-        "eps": config.epsilon,
+        "eps": config.evaluation_epsilon,
         "clean_acc": f"{100 * result['clean'] / result['n']:.2f}",
         "reported": "",
         "autoattack_acc": f"{100 * result['robust_accuracy']:.2f}",
