@@ -2,12 +2,19 @@
 
 from itertools import combinations
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import torch
 from pydantic import ValidationError
 
-from rctaf.config import Grid, RunConfig, parse_epsilon
+from rctaf import activations, names
+from rctaf.config import _USED_BY, Grid, RunConfig, parse_epsilon
+from rctaf.evaluation import effective_curvature
 from rctaf.family import curvature, rms_curvature_at_start
+from rctaf.models import NETWORKS
+from rctaf.training import Method
+from rctaf.training.methods import make_method
 
 ROOT = Path(__file__).resolve().parent.parent
 GRIDS = sorted(ROOT.glob("grids/**/*.yaml"))
@@ -189,3 +196,38 @@ def test_grids_share_runs_rather_than_repeat_them():
     for same in by_training.values():
         for (a, one), (b, other) in combinations(same, 2):
             assert one.run_id == other.run_id, f"{a} and {b} train {one.label} twice"
+
+
+# --- every name is known everywhere ----------------------------------------------------------------------------------
+
+
+def choices(field):
+    return set(get_args(RunConfig.model_fields[field].annotation))
+
+
+def test_activations_are_known_everywhere():
+    assert choices("activation") == set(activations.ACTIVATIONS) == set(names.ACTIVATIONS)
+    for name in activations.ACTIVATIONS:
+        settings = {"alpha": 2.0, "beta": 1} if name == "rctaf" else {}
+        module = activations.make_activation(name, **settings)
+        assert isinstance(module, activations.ACTIVATION_MODULES)  # what replaces and freezes knows it
+        model = torch.nn.Sequential(torch.nn.Flatten(), module)
+        assert effective_curvature(model, torch.rand(4, 1, 2, 2))
+
+
+def test_methods_and_networks_are_known_everywhere():
+    assert choices("method") == set(_USED_BY["method"]) == set(names._METHODS)
+    for method in choices("method"):
+        assert isinstance(make_method(RunConfig(method=method)), Method)
+    assert choices("network") == set(NETWORKS) == set(names._NETWORKS)
+    assert choices("dataset") == set(names.DATASETS)
+
+
+def test_the_grid_of_the_page_reproducing(tmp_path):
+    text = (ROOT / "book" / "reproducing.md").read_text()
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.split("```yaml\n")[1].split("```")[0])
+    cells = Grid.load(path).cells().values()
+    assert len(cells) == 3 * 3 * 6 + 3
+    assert {c.network for c in cells} == {"resnet18"}
+    assert {c.evaluation_epsilon for c in cells} == {"8/255"}
