@@ -19,6 +19,7 @@ from rctaf._native import Summand
 from rctaf.family import polynomials
 
 _BLOCK = 1024
+_LAST_ORDER = 12  # some orders further on, coefficients no longer fit into 64 bits; the plain formula serves
 
 
 @triton.jit
@@ -113,7 +114,8 @@ def _takes(*tensors: Tensor) -> bool:
 
 
 def derivative(x: Tensor, alpha: float, beta: int, n: int, grad: Tensor | None = None) -> Tensor | None:
-    """sigma^(n)(x), times ``grad`` where given, shape, dtype and memory format of ``x``; None for double precision."""
+    """sigma^(n)(x), times ``grad`` where given, shape, dtype and memory format of ``x``; None for double precision
+    and beyond order 12."""
     return derivative_of_sum((Summand(x),), alpha, beta, n, grad)
 
 
@@ -122,7 +124,7 @@ def derivative_of_sum(
 ) -> Tensor | None:
     """:func:`derivative` at the sum of one or two summands of one shape."""
     tensors = [term.x for term in terms] + ([] if grad is None else [grad])
-    if not _takes(*tensors):
+    if not _takes(*tensors) or beta > _LAST_ORDER:
         return None
     out, *tensors = _native.aligned(*tensors)
     if out.numel():  # an empty grid cannot be launched

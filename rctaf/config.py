@@ -1,7 +1,7 @@
 """The one definition of an experiment.
 
 Papermill parameters, YAML grids, the command line and the id of a run all come from
-:class:`RunConfig`; there is no second list of settings anywhere.
+:class:`RunConfig`; the first cell of the experiment's notebook repeats its defaults, and a test compares them.
 """
 
 from __future__ import annotations

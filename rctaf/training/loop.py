@@ -1,4 +1,4 @@
-"""The training loop: data on the device, one synchronisation per epoch, bit-identical when resumed."""
+"""The training loop: data on the device, nothing waits for it inside an epoch, bit-identical when resumed."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class _Run:
         if average is not None and config.averaging == "epoch":
             average.update()
         self.method.end_epoch()
-        values = torch.stack(losses).tolist()  # the only synchronisation of the epoch
+        values = torch.stack(losses).tolist()  # the first thing of the epoch that waits for the device
         for step, value in enumerate(values, 1):
             if not math.isfinite(value):
                 where = f"epoch {epoch}, step {step} of {self.steps}"
