@@ -251,7 +251,7 @@ def test_networks_that_learned_nothing_are_no_effect_on_robustness():
     flat = 0.7 + 0.001 * np.log(frame["curvature"]) * (frame["seed"] + 1) + 0.03 * frame["beta"]
     lost = frame["curvature"].round(9) == 0.5
     frame = frame.assign(**{VALUE: np.where(lost, 0.1, flat), "clean_accuracy": np.where(lost, 0.1, 0.95)})
-    wide = plain.assign(**{VALUE: 0.7 + 0.01 * np.log(plain["curvature"]) * (plain["seed"] + 1)})
+    wide = plain.assign(**{VALUE: 0.7 + 0.02 * np.log(plain["curvature"]) * (1 + 0.1 * plain["seed"])})
     learn, more, alike = controls.no_norm(frame, wide, VALUE)
     assert outcomes([learn, more, alike]) == ["not supported", "not supported", "not supported"]
     assert "max|σ''| 0.5: 0 of 15; max|σ''| 2: 15 of 15; " in learn.measured
