@@ -94,9 +94,33 @@ def ids(folder: Path, name: str, **settings) -> list[str]:
 @pytest.mark.parametrize(("value", "low", "high"), [("clean_accuracy", 0.0, 1.0), ("other", -5.4, 7.3)])
 def test_interval_of_an_accuracy_stays_within_0_and_1(value, low, high):
     # two seeds, t = 12.7: 0.95 ± 6.35
-    frame = pd.DataFrame({"activation": "rct", "beta": 1, "curvature": 2.0, "id": ["a", "b"], value: [0.45, 1.45]})
+    frame = pd.DataFrame(
+        {"activation": "rct", "beta": 1, "curvature": 2.0, "seed": [0, 1], "id": ["a", "b"], value: [0.45, 1.45]}
+    )
     (cell,) = figures.cells(frame, value).itertuples()
     assert (cell.low, cell.high) == pytest.approx((low, high), abs=0.01)
+
+
+def test_a_mean_over_seeds_is_of_runs_that_differ_in_nothing_else():
+    rows = [
+        {
+            "activation": "rctaf",
+            "beta": 1,
+            "curvature": 2.0,
+            "seed": seed,
+            "method": method,
+            "lam": lam,
+            "a_accuracy": 0.5,
+        }
+        for seed in (0, 1)
+        for method, lam in (("trades", 6.0), ("pgd", None))
+    ]
+    frame = pd.DataFrame(rows).assign(id="x")
+    with pytest.raises(ValueError, match="would mix different runs, by method, lam: draw a grid for each"):
+        figures.cells(frame, "a_accuracy")
+    assert figures.cells(frame, "a_accuracy", by=["method", "curvature"])["n"].tolist() == [2, 2]
+    with pytest.raises(ValueError, match="no record here has 'b_accuracy'; there are a_accuracy"):
+        figures.cells(frame, "b_accuracy")
 
 
 def test_figure_3(store, tmp_path):
@@ -254,7 +278,7 @@ def test_table_1(store, tmp_path):
         assert "5 seeds" in rows[f"RCT-AF β={beta}"]
     here, *boxes = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
     assert "No run here of leaky_relu, elu, gelu, swish, mish." in here
-    assert [re.search("Printed: ([0-9.]+) points", box)[1] for box in boxes] == ["2.80", "0.30"]
+    assert [re.search("Printed: ([0-9.]+) points", box)[1] for box in boxes] == ["2.80", "0.22"]
     assert "± 0.97 to ± 0.98 points" in " ".join(outputs(out, "text/markdown"))  # 196 √(p (1 - p) / 10,000)
 
 
