@@ -157,7 +157,7 @@ def _places(rows: pd.DataFrame, value: str, kind: Literal["max", "min"], level: 
         low, high = _resolved(found, sorted(set(part["curvature"])))
         c = found.curvature
         few = c.n < BOOTSTRAP_SEEDS
-        reach = f"range over resamples {c.low:.2g} to {c.high:.2g}" if few else f"between {low:.2g} and {high:.2g}"
+        reach = f"range over resamples {c.low:.2g} to {c.high:.2g}" if few else f"between {low:.3g} and {high:.3g}"
         plateau = "" if found.identified else "; a plateau or at the edge of the grid"
         places.append(_Place(f"order {beta}: {c.value:.2g} ({reach}{plateau})", low, high))
     return places

@@ -79,7 +79,7 @@ def test_the_same_peak_needs_two_networks_with_seeds(frame):
     many, few = frame(peak=6.5, hessian_least=6.5), frame(peak=6.5, hessian_least=6.5, seeds=2)
     found = verdicts.same_peak(pd.concat([many.assign(network="a"), few.assign(network="b")]), VALUE, "network")
     assert found.outcome == "not testable"
-    assert "a, order 2: 6.4 (between 5.3 and 8.4)" in found.measured  # √(4·7) and √(7·10)
+    assert "a, order 2: 6.4 (between 5.29 and 8.37)" in found.measured  # √(4·7) and √(7·10)
     assert "fewer than 5 complete seeds, so not testable: b (2)" in found.measured
     third = pd.concat([many.assign(network=n) for n in "ac"] + [few.assign(network="b")])
     assert verdicts.same_peak(third, VALUE, "network").outcome == "not testable"  # it is about all three
