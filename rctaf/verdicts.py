@@ -127,20 +127,16 @@ def _resampled(seeds: int) -> tuple[str, str]:
 
 
 def _resolved(found: Optimum, tested: list[float]) -> tuple[float, float]:
-    """The interval of an optimum, in steps of the curvatures that were tested.
+    """The interval of an optimum, at least as wide as the spacing of the curvatures that were tested.
 
-    Seeds say how far the fitted curve moves; what lies between two tested curvatures they cannot say. So each end
-    reaches half-way from the tested curvature nearest to it, or to the optimum, to the next beyond, on the log axis
-    (to the geometric mean). It must not reach to the next itself: the ends of the paper's band are tested curvatures,
-    and an optimum beside one would then always touch the band.
+    Seeds say how far the fitted curve moves; what lies between two tested curvatures they cannot say. So the interval
+    reaches at least half-way to either neighbour of the tested curvature nearest to the optimum, on the log axis
+    (to the geometric mean). It must not reach to the neighbours themselves: the ends of the paper's band are
+    tested curvatures, and an optimum beside one would then always touch the band.
     """
-
-    def beyond(curvature: float, step: int) -> float:
-        nearest = int(np.abs(np.log(tested) - math.log(curvature)).argmin())
-        return math.sqrt(tested[nearest] * tested[min(max(nearest + step, 0), len(tested) - 1)])
-
-    c = found.curvature
-    return min(beyond(c.low, -1), beyond(c.value, -1)), max(beyond(c.high, 1), beyond(c.value, 1))
+    nearest = int(np.abs(np.log(tested) - math.log(found.curvature.value)).argmin())
+    low, high = (math.sqrt(tested[nearest] * tested[min(max(nearest + step, 0), len(tested) - 1)]) for step in (-1, 1))
+    return min(found.curvature.low, low), max(found.curvature.high, high)
 
 
 @dataclass(frozen=True)

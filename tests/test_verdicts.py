@@ -1,6 +1,5 @@
 """Verdicts on records of known truth: each rule must come out on either side."""
 
-import math
 import re
 
 import numpy as np
@@ -11,7 +10,6 @@ from synthetic import fill
 from rctaf import paper, verdicts
 from rctaf.config import Grid
 from rctaf.records import table
-from rctaf.statistics import Estimate, Optimum
 
 GRID = Grid(
     name="synthetic",
@@ -304,17 +302,3 @@ def test_every_row_of_an_overview_is_one_claim(frame):
     assert table["b"].tolist() == [other.outcome if i == 3 else "" for i in range(14)]
     with pytest.raises(ValueError, match="two verdicts at b"):
         verdicts.overview([("b", other), ("b", other)])
-
-
-def test_both_ends_of_a_place_are_in_steps_of_the_tested_curvatures():
-    tested = [0.25, 0.5, 1, 2, 4, 7, 10, 15, 25, 50]
-
-    def resolved(value, low, high):
-        nothing = np.empty(0)
-        found = Optimum(Estimate(value, low, high, 5), 0.0, 0.0, True, 0.0, nothing, nothing)
-        return pytest.approx(verdicts._resolved(found, tested))
-
-    assert resolved(0.85, 0.66, 3.96) == (math.sqrt(0.25 * 0.5), math.sqrt(4 * 7))  # 3.96 cannot be told from 4
-    assert resolved(1.0, 0.9, 1.1) == (math.sqrt(0.5), math.sqrt(2))
-    assert resolved(45.0, 40.0, 50.0) == (math.sqrt(25 * 50), 50)
-    assert resolved(0.25, 0.25, 0.3) == (0.25, math.sqrt(0.25 * 0.5))
