@@ -199,10 +199,11 @@ def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
     # The compiler differentiates and fuses the plain formula with its neighbours; TorchScript can save nothing else.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _kernels.derivative(x, alpha, beta, 0)
-    if beta > 0 and _saves(x):
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        if plain(x) and not _kernels.has_tangent(x):  # nobody differentiates
+            return _kernels.derivative(x, alpha, beta, 0)
+    elif beta > 0 and _saves(x):
         return _OfSum.apply(alpha, beta, (_norm_behind(x),), x)
-    if not (x.requires_grad and torch.is_grad_enabled()) and plain(x) and not _kernels.has_tangent(x):
-        return _kernels.derivative(x, alpha, beta, 0)  # nobody differentiates
     return _Derivative.apply(x, alpha, beta, 0)
 
 

@@ -182,7 +182,9 @@ def cells(
     rows = frame.dropna(subset=[value])
     if rows.duplicated([*by, "seed"]).any():
         settings = [name for name in RunConfig.model_fields if name in rows and name not in (*by, "seed")]
-        differ = rows.groupby([*by, "seed"], dropna=False)[settings].nunique(dropna=False).gt(1).any()
+        keys = [rows[name] for name in (*by, "seed")]
+        written = rows[settings].astype(str)  # a setting may be a list, which cannot be counted
+        differ = written.groupby(keys, dropna=False).nunique(dropna=False).gt(1).any()
         varied = ", ".join(differ.index[differ])
         raise ValueError(f"a mean over seeds would mix different runs, by {varied}: draw a grid for each")
     rows = named(rows)

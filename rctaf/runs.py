@@ -257,6 +257,7 @@ def run(path: Path, jobs: int | None = None) -> int:
     log = batch_dir() / "snakemake.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "snakemake", "--profile", str(ROOT / "profiles" / "laptop")]
+    environment = os.environ | {"RCTAF_GPUS": ",".join(gpu_slots())}  # asked once for all runs
     command += ["--cores", str(jobs or default_jobs()), "--config", f"grid={path.resolve()}"]
     failed: set[str] = set()
     # the average of all runs so far (smoothing=0): single runs differ, their mean does not
@@ -264,7 +265,7 @@ def run(path: Path, jobs: int | None = None) -> int:
     live = sys.stderr.isatty()
     if not live:
         bar.mininterval = 30  # a log file wants a line now and then
-    with open(log, "w") as output, bar, _ending_with_this(command, output) as scheduler:
+    with open(log, "w") as output, bar, _ending_with_this(command, environment, output) as scheduler:
         running = True
         while running:
             running = scheduler.poll() is None  # asked before the store is read: the last look misses nothing
@@ -285,7 +286,9 @@ def run(path: Path, jobs: int | None = None) -> int:
 
 
 @contextmanager
-def _ending_with_this(command: list[str], output: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _ending_with_this(
+    command: list[str], environment: dict[str, str], output: IO[str]
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process that does not outlive this one, nor do the runs it started, when this one is told to end.
 
     Snakemake alone, when terminated, would first finish the runs that it has begun. kill -9 cannot be heard.
@@ -297,8 +300,7 @@ def _ending_with_this(command: list[str], output: IO[str]) -> Iterator[subproces
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
-        lent = {"RCTAF_GPUS": ",".join(gpu_slots())}  # asked once for all runs
-        with subprocess.Popen(command, cwd=ROOT, env=os.environ | lent, stdout=output, stderr=output) as process:
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output) as process:
             try:
                 yield process
             except BaseException:

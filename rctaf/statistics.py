@@ -478,8 +478,8 @@ def seed_deviation(
     return Estimate(math.sqrt(square), low, high, x.size), df
 
 
-def critical_difference(sd: float, *, df: float = math.inf, level: float = 0.05) -> float:
-    """What two single runs must differ by to be told apart at a level, two-sided: t_{1-level/2} sd √2.
+def critical_difference(sd: float, *, df: float = math.inf) -> float:
+    """What two single runs must differ by to be told apart at the 5 % level, two-sided: t_{0.975} sd √2.
 
     Args:
         sd: the standard deviation over seeds, on ``df`` degrees of freedom (infinite: known).
@@ -490,7 +490,7 @@ def critical_difference(sd: float, *, df: float = math.inf, level: float = 0.05)
     >>> round(critical_difference(1.0), 2)   # 1.96 √2 standard deviations
     2.77
     """
-    return minimum_detectable_difference(sd, df=df, level=level, power=0.5)
+    return minimum_detectable_difference(sd, df=df, power=0.5)
 
 
 def minimum_detectable_difference(

@@ -292,8 +292,8 @@ def _trend_below(claim: str, frame: pd.DataFrame, value: str) -> Verdict:
         f"from {fall['smaller']:g} to {fall['larger']:g}, {100 * fall['difference']:+.2f} points "
         f"({100 * fall['low']:+.2f} to {100 * fall['high']:+.2f}; p = {fall['p_lower_holm']:.2g} after Holm)."
     )
-    rises, p = slope.low > 0 and fall["p_lower_holm"] >= 0.05, fall["p_lower_holm"]
-    return Verdict(claim, words, outcome_of(bool(rises), bool(slope.high < 0 or p < 0.025)))
+    p = float(fall["p_lower_holm"])
+    return Verdict(claim, words, outcome_of(slope.low > 0 and p >= 0.05, slope.high < 0 or p < 0.025))
 
 
 def _beyond_stops(claim: str, rows: pd.DataFrame) -> Verdict | None:
@@ -521,7 +521,7 @@ def table_1(frame: pd.DataFrame, value: str) -> list[Verdict]:
     orders = {name: row[1] for name, row in paper.TABLE_1.items() if name.startswith("rctaf")}
     others = {name: row[1] for name, row in paper.TABLE_1.items() if name not in orders}
     best, rival = max(orders, key=orders.__getitem__), max(others, key=others.__getitem__)
-    worst, second = sorted(orders.values())[0], sorted(orders.values())[-2]
+    worst, second, _ = sorted(orders.values())
     return [
         replace(tuned_beat_common(frame, value), topic="Table 1: RCT-AF beats all others, in the runs here"),
         replace(

@@ -146,6 +146,27 @@ def test_images_in_parts_give_the_same(images, reduction, monkeypatch):
         assert parted[name] == pytest.approx(value, rel=1e-10), name
 
 
+def test_a_model_without_layers_to_count(images):
+    """Its parameters in a list, which is never called, and one part that gives a pair."""
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights, self.pair = nn.ParameterList([torch.full((16, 4), 0.1)]), Pair()
+
+        def forward(self, x):
+            return self.pair(x.flatten(1) @ self.weights[0])[0]
+
+    x, y = images
+    found = hessian_diagonal_norm(Bare(), F.cross_entropy, x, y, max_probes=64, dtype=torch.float64)
+    _, full, _ = brute_force(Bare().double(), F.cross_entropy, x, y)
+    assert found.square == pytest.approx(full.diagonal().square().sum().item(), rel=1e-6)  # linear: no probe needed
+
+
 def test_one_product_agrees_with_curvlinops(images):
     curvlinops = pytest.importorskip("curvlinops")
     model = network(lambda: RCTAF(4.0, 2))

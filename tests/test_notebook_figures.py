@@ -115,7 +115,7 @@ def test_a_mean_over_seeds_is_of_runs_that_differ_in_nothing_else():
         for seed in (0, 1)
         for method, lam in (("trades", 6.0), ("pgd", None))
     ]
-    frame = pd.DataFrame(rows).assign(id="x")
+    frame = pd.DataFrame(rows).assign(id="x", lr_drops=[[75]] * 4)
     with pytest.raises(ValueError, match="would mix different runs, by method, lam: draw a grid for each"):
         figures.cells(frame, "a_accuracy")
     assert figures.cells(frame, "a_accuracy", by=["method", "curvature"])["n"].tolist() == [2, 2]

@@ -12,6 +12,7 @@ from rctaf.statistics import (
     Estimate,
     cell_means,
     changes_beyond,
+    critical_difference,
     holm,
     lower_beyond,
     mean_interval,
@@ -422,7 +423,7 @@ def test_a_difference_is_detected_as_often_as_it_says_with_an_estimated_deviatio
     sd = 2.0 * np.sqrt(rng.chisquare(df, size=40000) / df)
     gap = minimum_detectable_difference(2.0, df=df)
     noise = 2.0 * math.sqrt(2) * rng.normal(size=40000)
-    critical = minimum_detectable_difference(1.0, df=df, power=0.5) * sd  # power 1/2: the critical value itself
+    critical = critical_difference(1.0, df=df) * sd
     assert np.mean(np.abs(gap + noise) > critical) == pytest.approx(0.8, abs=0.02)  # the t for power is approximate
     assert np.mean(np.abs(noise) > critical) == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 40000))
 

@@ -127,9 +127,9 @@ class _Problem:
         """The images in parts small enough to be differentiated in that many directions at once."""
         size = 0
 
-        def count(module: nn.Module, inputs: object, output: Tensor) -> None:
+        def count(module: nn.Module, inputs: object, output: object) -> None:
             nonlocal size
-            size += output.numel()
+            size += output.numel() if isinstance(output, Tensor) else 0
 
         layers = [m for m in self.model.modules() if not list(m.children())]
         hooks = [layer.register_forward_hook(count) for layer in layers]
@@ -137,7 +137,7 @@ class _Problem:
             self.logits(self.theta, self.x[:1])
         for hook in hooks:
             hook.remove()
-        number = max(1, _LAYER_ELEMENTS // (size * directions))
+        number = max(1, _LAYER_ELEMENTS // (max(size, 1) * directions))  # a forward may use no layers at all
         return [slice(i, i + number) for i in range(0, len(self.x), number)]
 
     def logit_derivatives(self) -> tuple[Tensor, Tensor, Tensor]:
