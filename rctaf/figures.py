@@ -385,6 +385,23 @@ def records_table(records: Sequence[Record]) -> HTML:
     return HTML(f'<table class="table records"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>')
 
 
+def beyond_screening(records: Sequence[Record]) -> str:
+    """What AutoAttack's last two attacks (FAB and Square) take after its first two, in words, over some records."""
+    both = [r for r in records if {"screening_accuracy", "robust_accuracy"} <= r.metrics.keys()]
+    if not both:
+        return (
+            "No record holds a result of the standard version of AutoAttack yet, so how far the {term}`screening` is "
+            "from it has not been measured here."
+        )
+    taken = [100 * (r.metrics["screening_accuracy"] - r.metrics["robust_accuracy"]) for r in both]
+    most = max(range(len(both)), key=taken.__getitem__)
+    return (
+        f"{len(both)} records hold a result of the standard version of AutoAttack. After the {{term}}`screening`, its "
+        f"last two attacks took another {sum(taken) / len(taken):.2f} points of accuracy on average, and at most "
+        f"{taken[most]:.2f} ({both[most].config.label})."
+    )
+
+
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
