@@ -244,22 +244,29 @@ class RunConfig(BaseModel):
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> RunConfig:
-        """Read the settings from a notebook's globals, after papermill injected its parameters.
+        """Read the settings from a notebook's globals.
 
         Raises:
-            ValueError: papermill was given a name that is no setting (it warns only), or a value out of range.
+            ValueError: the cell of parameters, as it was run last, or the one that papermill injects (which warns
+                only) has a name that is no setting, or a value is out of range.
         """
-        injected = (cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n"))
-        for cell in injected:
-            if unknown := sorted(set(assigned_names(cell)) - set(cls.model_fields)):
-                raise ValueError(f"no such setting: {', '.join(unknown)}; there are {', '.join(cls.model_fields)}")
+        settings = set(cls.model_fields)
+        cells = [(cell, set(assigned_names(cell))) for cell in namespace.get("In", [])]
+        of_parameters = [names for _, names in cells if 2 * len(names & settings) > len(settings)]
+        injected = [names for cell, names in cells if cell.startswith("# Parameters\n")]
+        if unknown := sorted(set().union(*of_parameters[-1:], *injected) - settings):
+            raise ValueError(f"no such setting: {', '.join(unknown)}; there are {', '.join(cls.model_fields)}")
         return cls(**{name: namespace[name] for name in cls.model_fields if name in namespace})
 
 
 def assigned_names(code: str) -> list[str]:
-    """The names that a cell of parameters assigns."""
+    """The names that a cell assigns at its top level; none where it is not plain Python."""
     targets: list[Any] = []
-    for node in ast.parse(code).body:
+    try:
+        body = ast.parse(code).body
+    except SyntaxError:  # a magic of IPython
+        return []
+    for node in body:
         targets += node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
     return [target.id for target in targets if isinstance(target, ast.Name)]
 

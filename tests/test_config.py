@@ -92,6 +92,17 @@ def test_from_notebook_reads_settings_only():
     assert RunConfig.from_notebook({"alpha": 3.0, "np": object(), "seed": 2}) == RunConfig(alpha=3.0, seed=2)
 
 
+def test_from_notebook_refuses_a_misspelt_parameter_until_it_is_mended():
+    right = "".join(f"{name} = {value!r}\n" for name, value in RunConfig().model_dump().items())
+    wrong = right.replace("\nalpha =", "\nalhpa =")
+    assert wrong != right
+    session = {**RunConfig().model_dump(), "In": ["", "%matplotlib inline", "other = 1", wrong]}
+    with pytest.raises(ValueError, match="no such setting: alhpa; there are dataset, "):
+        RunConfig.from_notebook(session)  # a kernel may still have an alpha from before
+    session["In"] += [right, "later = 2"]
+    assert RunConfig.from_notebook(session) == RunConfig()
+
+
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.15", 0.15), (" 1 / 4 ", 0.25), ("1", 1.0)])
 def test_parse_epsilon(text, value):
     assert parse_epsilon(text) == value
