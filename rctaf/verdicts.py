@@ -40,6 +40,7 @@ BAND = (4.0, 10.0)  # the paper's optimal range of max|sigma''|
 TUNED = 7.0  # max|sigma''| of RCT-AF in its Table 1
 MARGIN = 0.01  # accuracies closer than one percentage point count as equal
 MIN_SEEDS = 3
+FIT_CURVATURES = 4  # a curve through fewer has no place of its own to be best at
 BOOTSTRAP_SEEDS = 5  # below it, intervals by resampling seeds miss far too often: tests/test_statistics.py
 OUTCOMES = ("supported", "not supported", "undecided", "not testable")
 
@@ -103,20 +104,30 @@ def _orders(frame: pd.DataFrame) -> str:
 
 
 def _judge(
-    claim: str, frame: pd.DataFrame, value: str, needed: int = MIN_SEEDS
+    claim: str, frame: pd.DataFrame, value: str, needed: int = MIN_SEEDS, curvatures: int = 1
 ) -> tuple[str, pd.DataFrame, Verdict | None]:
     """The claim with its ``{orders}`` filled in, the rows to judge it on, and a verdict where these are too few.
 
     Args:
         needed: seeds that the verdict takes; said where there are fewer than ``MIN_SEEDS``, which no estimate is
             printed for.
+        curvatures: how many an order must have been run at.
     """
     rows = complete_seeds(frame, value)
     claim = claim.format(orders=_orders(rows if len(rows) else frame))
     seeds = rows["seed"].nunique()
     if seeds < MIN_SEEDS:
         return claim, rows, Verdict(claim, f"{seeds} complete seed(s); at least {needed} are needed.", "not testable")
+    fewest = rows.groupby("beta")["curvature"].nunique().min()
+    if fewest < curvatures:
+        words = f"An order has {MIN_SEEDS} seeds at {fewest} curvature(s) only; at least {curvatures} are needed."
+        return claim, rows, Verdict(claim, words, "not testable")
     return claim, rows, None
+
+
+def _shared(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows at curvatures that every order was run at."""
+    return rows[rows.groupby("curvature")["beta"].transform("nunique") == rows["beta"].nunique()]
 
 
 def _resampled(seeds: int) -> tuple[str, str]:
@@ -176,7 +187,7 @@ def _in_band(claim: str, what: str, frame: pd.DataFrame, value: str, kind: Liter
     Supported: every interval (see :func:`_resolved`) lies inside the band. Not supported: some interval lies wholly
     outside. Else undecided. Not testable: fewer than ``BOOTSTRAP_SEEDS`` complete seeds.
     """
-    claim, rows, stop = _judge(claim, frame, value, BOOTSTRAP_SEEDS)
+    claim, rows, stop = _judge(claim, frame, value, BOOTSTRAP_SEEDS, FIT_CURVATURES)
     if stop:
         return stop
     places, seeds = _places(rows, value, kind), rows["seed"].nunique()
@@ -212,16 +223,19 @@ def same_peak(frame: pd.DataFrame, value: str, series: str) -> Verdict:
     enough: list[pd.DataFrame] = []
     groups = frame.groupby(series)
     for name, part in groups:
-        _, rows, stop = _judge(claim, part, value)
+        _, rows, stop = _judge(claim, part, value, curvatures=FIT_CURVATURES)
         found, seeds = [] if stop else _places(rows, value, "max"), rows["seed"].nunique()
         words += [f"{name}, {place.words}" for place in found]
-        if seeds < BOOTSTRAP_SEEDS:
+        if stop or seeds < BOOTSTRAP_SEEDS:
             few.append(f"{name} ({seeds})")
         else:
             places += found
             enough.append(rows)
     if few:
-        words.append(f"fewer than {BOOTSTRAP_SEEDS} complete seeds, so not testable: {', '.join(few)}")
+        words.append(
+            f"fewer than {BOOTSTRAP_SEEDS} complete seeds, or than {FIT_CURVATURES} curvatures, so not testable: "
+            f"{', '.join(few)}"
+        )
     measured = f"Place of the peak: {'; '.join(words)}."
     if len(groups) - len(few) < 2:
         return Verdict(claim, measured, "not testable", topic)
@@ -237,8 +251,8 @@ def same_peak(frame: pd.DataFrame, value: str, series: str) -> Verdict:
 def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
     """Fig. 3b: below 4 the orders nearly coincide, at every curvature.
 
-    Supported: every pair is equivalent within ``MARGIN`` at every curvature below 4 (TOST, p < 0.05 each). Not
-    supported: some pair differs at some curvature (p < 0.05 after Holm). Else undecided.
+    Supported: every pair is equivalent within ``MARGIN`` at every curvature below 4 that all orders were run at (TOST,
+    p < 0.05 each). Not supported: some pair differs at some curvature (p < 0.05 after Holm). Else undecided.
     """
     claim = "Below 4 the three orders nearly coincide: max|σ''| decides, not the functional form."
     claim, rows, stop = _judge(claim, frame, value)
@@ -246,7 +260,10 @@ def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
         return stop
     if rows["beta"].nunique() < 2:
         return Verdict(claim, f"Only order {rows['beta'].iloc[0]} has {MIN_SEEDS} seeds so far.", "not testable")
-    pairs = orders_coincide(rows, value, below=math.nextafter(BAND[0], 0), margin=MARGIN)
+    shared = _shared(rows)
+    if not (shared["curvature"] < BAND[0]).any():
+        return Verdict(claim, "The orders were not run at the same curvatures below 4.", "not testable")
+    pairs = orders_coincide(shared, value, below=math.nextafter(BAND[0], 0), margin=MARGIN)
     words = "; ".join(
         f"orders {p['orders']}: {100 * p['largest']:+.2f} points at {p['at']:g} "
         f"({100 * p['largest_low']:+.2f} to {100 * p['largest_high']:+.2f})"
@@ -281,9 +298,12 @@ def _trend_below(claim: str, frame: pd.DataFrame, value: str) -> Verdict:
     if stop:
         return stop
     below = rows[rows["curvature"] < BAND[0]]
-    if below.groupby("beta")["curvature"].nunique().min() < 3 or set(below["beta"]) != set(rows["beta"]):
+    if set(below["beta"]) != set(rows["beta"]) or below.groupby("beta")["curvature"].nunique().min() < 3:
         return Verdict(claim, "An order was run at fewer than three curvatures below 4.", "not testable")
-    slope, until = trend(below, value), rows[rows["curvature"] <= BAND[0]]
+    until = _shared(rows[rows["curvature"] <= BAND[0]])
+    if until["curvature"].nunique() < 2:
+        return Verdict(claim, "The orders were not run at two of the same curvatures up to 4.", "not testable")
+    slope = trend(below, value)
     fall = falls(until, value).iloc[0]
     means = until.groupby("curvature")[value].mean()
     words = ", ".join(f"{100 * mean:.2f} % at {c:g}" for c, mean in means.items())
@@ -365,10 +385,15 @@ def with_scale_free_norms(frame: pd.DataFrame) -> pd.DataFrame:
     of its square is negative or was not measured.
     """
     for loss in ("clean", "adversarial"):
-        square = frame.get(f"hessian_{loss}.scale_free_square", pd.Series(np.nan, frame.index)).astype(float)
-        parameters = frame.get(f"hessian_{loss}.parameters", pd.Series(np.nan, frame.index)).astype(float)
+        square = _column(frame, f"hessian_{loss}.scale_free_square")
+        parameters = _column(frame, f"hessian_{loss}.parameters")
         frame = frame.assign(**{f"hessian_{loss}.scale_free": np.sqrt(square.where(square > 0) / parameters)})
     return frame
+
+
+def _column(frame: pd.DataFrame, name: str) -> pd.Series:
+    """A measured column; NaN where no record has it."""
+    return frame.get(name, pd.Series(np.nan, frame.index)).astype(float)
 
 
 LOSSES = {"clean": "clean loss", "adversarial": "loss on attacked images"}
@@ -382,7 +407,7 @@ def hessian_least_in_band(frame: pd.DataFrame, loss: str, norm: str = "rms") -> 
         norm: one of :data:`NORMS`.
     """
     claim = f"The {NORMS[norm]} of the {LOSSES[loss]} is least for max|σ''| between 4 and 10, in {{orders}}."
-    frame = frame.assign(log_rms=np.log(frame[f"hessian_{loss}.{norm}"].astype(float)))
+    frame = frame.assign(log_rms=np.log(_column(frame, f"hessian_{loss}.{norm}")))
     return _in_band(claim, "Place of the minimum", frame, "log_rms", "min")
 
 
@@ -394,9 +419,8 @@ def hessian_goes_with_robustness(frame: pd.DataFrame, value: str, loss: str, nor
     """
     claim = f"A smaller {NORMS[norm]} of the {LOSSES[loss]} goes with higher robustness, within {{orders}}."
     column = f"hessian_{loss}.{norm}"
-    claim, rows, stop = _judge(
-        claim, frame.assign(**{value: frame[value].where(frame[column].notna())}), value, BOOTSTRAP_SEEDS
-    )
+    measured = frame.assign(**{value: frame[value].where(_column(frame, column).notna())})
+    claim, rows, stop = _judge(claim, measured, value, BOOTSTRAP_SEEDS, curvatures=3)
     if stop:
         return stop
     result = {row["order"]: row for row in spearman(rows, column, value).to_dict("records")}
@@ -418,7 +442,7 @@ def relu_is_sharper(frame: pd.DataFrame, loss: str) -> Verdict:
         f"ReLU, with effectively infinite curvature at its kink, has a larger {NORMS['rms']} of the {LOSSES[loss]} "
         "than RCT-AF within 4 to 10."
     )
-    frame = frame.assign(log_rms=np.log(frame[f"hessian_{loss}.rms"].astype(float)))
+    frame = frame.assign(log_rms=np.log(_column(frame, f"hessian_{loss}.rms")))
     claim, rows, stop = _judge(claim, frame, "log_rms")
     if stop:
         return stop
@@ -427,6 +451,8 @@ def relu_is_sharper(frame: pd.DataFrame, loss: str) -> Verdict:
     if both["seed"].nunique() < MIN_SEEDS:
         return Verdict(claim, f"ReLU has {len(relu)} of these seeds.", "not testable")
     band = both[both["curvature"].between(*BAND)].groupby("seed")["log_rms"].mean()
+    if band.empty:
+        return Verdict(claim, "No order was run between 4 and 10.", "not testable")
     d = paired_difference(relu.loc[band.index].to_numpy(float), band.to_numpy(float)).difference
     words = (
         f"Norm of ReLU over norm in the band: {math.exp(d.value):.2g} "

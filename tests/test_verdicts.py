@@ -80,7 +80,7 @@ def test_the_same_peak_needs_two_networks_with_seeds(frame):
     found = verdicts.same_peak(pd.concat([many.assign(network="a"), few.assign(network="b")]), VALUE, "network")
     assert found.outcome == "not testable"
     assert "a, order 2: 6.4 (between 5.29 and 8.37)" in found.measured  # √(4·7) and √(7·10)
-    assert "fewer than 5 complete seeds, so not testable: b (2)" in found.measured
+    assert "fewer than 5 complete seeds, or than 4 curvatures, so not testable: b (2)" in found.measured
     third = pd.concat([many.assign(network=n) for n in "ac"] + [few.assign(network="b")])
     assert verdicts.same_peak(third, VALUE, "network").outcome == "not testable"  # it is about all three
     outside = frame(peak=1.0, hessian_least=6.5).assign(network="c")
@@ -225,6 +225,53 @@ def test_a_sweep_under_way_is_judged_on_what_is_complete(frame):
     assert chosen["seed"].nunique() == 6
     assert verdicts.peak_in_band(partial, VALUE).outcome == "supported"
     assert verdicts.orders_agree_below(partial, VALUE).outcome == "not testable"
+
+
+def every_rule(rows):
+    both = pd.concat([rows.assign(network=name) for name in "ab"])
+    return [
+        *verdicts.figure_3(rows, VALUE),
+        *verdicts.figure_7(rows, VALUE),
+        *verdicts.figure_7_scale_free(rows, VALUE),
+        *verdicts.table_1(rows, VALUE),
+        verdicts.clean_accuracy_falls_below(rows),
+        verdicts.same_peak(both, VALUE, "network"),
+    ]
+
+
+@pytest.mark.parametrize("complete", [0, 2, 4])
+def test_a_page_can_be_built_at_any_moment_of_a_sweep(frame, complete):
+    """The runs of a sweep come seed by seed; with two complete seeds, single cells of the third make it three."""
+    rows = frame(peak=6.5, hessian_least=1.0).sort_values("seed", kind="stable")
+    per_seed = len(rows) // 6
+    for more in range(0, per_seed, 3 if complete == 2 else 12):
+        found = every_rule(rows.iloc[: complete * per_seed + more])
+        assert all(verdict.outcome in verdicts.OUTCOMES for verdict in found)
+        if complete == 0:
+            assert {verdict.outcome for verdict in found} == {"not testable"}
+
+
+@pytest.mark.parametrize("curvatures", [[7], [2, 7], [2, 7, 25], [0.5, 1, 2]])
+def test_too_few_curvatures_are_not_judged(frame, curvatures):
+    rows = frame(peak=6.5, hessian_least=1.0)
+    found = every_rule(rows[rows["curvature"].isna() | rows["curvature"].isin(curvatures)])
+    peak = found[0]
+    assert peak.outcome == "not testable"
+    assert peak.measured == f"An order has 3 seeds at {len(curvatures)} curvature(s) only; at least 4 are needed."
+
+
+def test_orders_at_equal_sharpness_share_few_curvatures(frame):
+    """On an axis of alpha, the curvatures of the orders are apart by factors of two."""
+    rows = frame(peak=6.5, hessian_least=1.0)
+    apart = rows.assign(curvature=rows["curvature"] * 2.0 ** (rows["beta"].astype(float) - 1))
+    shared = {0.5, 1, 2}  # below 4, of those that each order has
+    peak, coincide, rise, *_ = every_rule(apart)
+    assert peak.outcome in ("supported", "not supported", "undecided")
+    assert f"at {len(shared)} curvatures below 4" in coincide.measured
+    assert all(f" at {c:g}" in rise.measured for c in shared)
+    never = rows.assign(curvature=rows["curvature"] * 3.0 ** (rows["beta"].astype(float) - 1))
+    _, coincide, rise, *_ = every_rule(never)
+    assert (coincide.outcome, rise.outcome) == ("not testable", "not testable")
 
 
 def test_a_coarse_grid_leaves_the_peak_between_its_points(frame):
