@@ -21,7 +21,7 @@ from plotly.io.json import to_json_plotly
 from rctaf import paper
 from rctaf._startup import import_nbformat
 from rctaf.config import Grid, RunConfig
-from rctaf.names import activation_name, method_name, network_name
+from rctaf.names import DATASETS, activation_name, method_name, network_name
 from rctaf.records import ROOT, Record, find, table
 from rctaf.statistics import cell_means, mean_interval
 from rctaf.verdicts import BAND, Verdict
@@ -116,6 +116,12 @@ class Evidence:
         """One row per record (see :func:`rctaf.records.table`)."""
         return table(self.records)
 
+    @property
+    def robustness(self) -> str:
+        """The column of robust accuracy: AutoAttack's if all runs of the grid ask for that, else the screening's."""
+        whole = all(config.autoattack == "standard" for config in self.grid.cells().values())
+        return "robust_accuracy" if whole else "screening_accuracy"
+
     def describe(self) -> str:
         """What stands behind a figure, in words: data, networks, methods, attack, runs, seeds, whose records."""
         if not self.records:
@@ -156,6 +162,16 @@ def _settings(configs: Iterable[RunConfig]) -> str:
         for seen, word in zip(told, words, strict=True):
             seen[word] = None
     return "; ".join(", ".join(seen) for seen in told)
+
+
+def across_data_sets(scales: Sequence[Evidence]) -> pd.DataFrame:
+    """RCT-AF in grids that have records as one frame, at the orders they share, with a column ``data set``."""
+    frames = []
+    for scale in scales:
+        rows = scale.frame[scale.frame["activation"] == "rctaf"]
+        frames.append(rows.assign(**{"data set": f"{DATASETS[rows['dataset'].iloc[0]]} ({scale.grid.name})"}))
+    orders = set.intersection(*(set(rows["beta"]) for rows in frames))
+    return pd.concat([rows[rows["beta"].isin(orders)] for rows in frames], ignore_index=True)
 
 
 def cells(

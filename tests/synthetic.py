@@ -42,6 +42,8 @@ def fill(grid: Grid, *, peak: float, hessian_least: float, noise: float = 0.002,
             "hessian_clean": estimate(rms),
             "hessian_adversarial": estimate(2 * rms),
         }
+        if config.autoattack == "standard":
+            metrics["robust_accuracy"] = value - 0.004
         provenance = {"git_commit": None, "device": "synthetic", "threads": 1, "wall_s": 1.0, "packages": {}}
         record = Record(config, metrics, {"epoch": [1.0], "seconds": [1.0]}, provenance)
         write(record)
