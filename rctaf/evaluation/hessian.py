@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,6 +51,8 @@ _GROUPS = 32  # also the probes of one batch: the fastest of 4, 8, 16, 32, 64 on
 _GGN_ELEMENTS = 2**24  # per-image gradients held at once: 64 MiB in float32
 # values of all layers, for all images and probes differentiated at once: some 4 GiB in float32 with what they need
 _LAYER_ELEMENTS = 2**28
+_PROBE_ELEMENTS = 2**27  # of the probes differentiated at once: some 3 GiB in float32 with what is made of them
+_COLUMNS = 2**20  # parameters whose samples are at once in float64
 _IMAGES = 512  # evaluated at once where nothing is differentiated
 
 
@@ -177,7 +179,7 @@ class PairMean:
 
     >>> import torch
     >>> pairs = PairMean([2, 1])
-    >>> pairs.add(torch.ones(32, 3))   # 32 equal samples (1, 1 | 1): every product is 3
+    >>> pairs.add([torch.ones(32, 3)])   # 32 equal samples (1, 1 | 1): every product is 3
     >>> pairs.square(), pairs.squares().tolist(), pairs.standard_error()
     (3.0, [2.0, 1.0], 0.0)
     """
@@ -187,19 +189,27 @@ class PairMean:
         self.sums = torch.zeros(_GROUPS, sum(sizes), **options)  # sample k is added to row k mod 32
         self.own = torch.zeros(len(sizes), dtype=torch.float64, device=self.sums.device)
 
-    def add(self, samples: Tensor) -> None:
-        self.sums += samples
-        self.own += torch.stack([piece.double().square().sum() for piece in samples.split(self.sizes, 1)])
+    def add(self, parts: Iterable[Tensor]) -> None:
+        """Add 32 samples, in parts of some of them each [samples, sum of the sizes]."""
+        row = 0
+        for part in parts:
+            self.sums[row : row + len(part)] += part
+            self.own += torch.stack([piece.double().square().sum() for piece in part.split(self.sizes, 1)])
+            row += len(part)
+        assert row == _GROUPS
         self.count += _GROUPS
+
+    def total(self) -> Tensor:
+        """The sum of all samples, in float64."""
+        return torch.cat([columns.double().sum(0) for columns in self.sums.split(_COLUMNS, 1)])
 
     def mean(self) -> Tensor:
         """The mean sample, in float64: an unbiased estimate of d itself."""
-        return self.sums.double().sum(0) / self.count
+        return self.total() / self.count
 
     def squares(self) -> Tensor:
         """U of each piece: (‖Σ D‖² - Σ ‖D‖²) / (K (K - 1))."""
-        total = self.sums.double().sum(0)
-        return (torch.stack([p.square().sum() for p in total.split(self.sizes)]) - self.own) / (
+        return (torch.stack([p.square().sum() for p in self.total().split(self.sizes)]) - self.own) / (
             self.count * (self.count - 1)
         )
 
@@ -215,8 +225,10 @@ class PairMean:
         E[Var of the r_i] = (n-2)/(n-1)² ((n-2) Var(a) + Var(e)) gives Var(a).
         """
         n = _GROUPS
-        means = self.sums.double() / (self.count / n)
-        h = means @ means.T
+        h = torch.zeros(n, n, dtype=torch.float64, device=self.sums.device)
+        for columns in self.sums.split(_COLUMNS, 1):
+            means = columns.double() / (self.count / n)
+            h += means @ means.T
         h.fill_diagonal_(0)
         rows = h.sum(1) / (n - 1)
         mean = rows.mean()
@@ -249,9 +261,11 @@ def hessian_diagonal_norm(
     max_probes: int = 256,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-    batch: int = _GROUPS,
 ) -> HessianEstimate:
     """Estimate ‖diag H‖ of ``loss_of_logits(model(x), y)`` in the parameters, in eval mode.
+
+    Memory, beyond the model's: 32 numbers a parameter, and some GiB for the probes and the part of the images that are
+    differentiated at once.
 
     Args:
         model: maps images [N, ...] to logits [N, C]; batch norms use their running statistics.
@@ -262,8 +276,6 @@ def hessian_diagonal_norm(
         max_probes: stop there at the latest, 64 or more; rounded up to a multiple of 32.
         seed: of the probes.
         dtype: float32 or float64; the model itself is not changed.
-        batch: probes differentiated at once; lower it when memory is short (the result stays the same). Images are
-            taken in parts of what the layers of the model need.
 
     Raises:
         ValueError: a bad argument, or a loss that is not finite.
@@ -281,14 +293,15 @@ def hessian_diagonal_norm(
         if not bool(torch.isfinite(slope).all() and torch.isfinite(blocks).all()):
             raise ValueError("the loss or its derivatives in the logits are not finite: has the training diverged?")
 
-        parts = problem.parts(min(batch, _GROUPS))
+        batch = max(1, min(_GROUPS, _PROBE_ELEMENTS // len(theta)))  # probes differentiated at once
+        parts = problem.parts(batch)
 
         def products(scalar: Callable[[Tensor, slice], Tensor], directions: Tensor) -> Tensor:
             """The Hessian of a sum over images, times each of the directions."""
 
             def of(part: slice) -> Tensor:
                 gradient = grad(lambda parameters: scalar(parameters, part))
-                return vmap(lambda v: jvp(gradient, (theta,), (v,))[1], chunk_size=batch)(directions)
+                return vmap(lambda v: jvp(gradient, (theta,), (v,))[1])(directions)
 
             total = of(parts[0])
             for part in parts[1:]:
@@ -308,8 +321,11 @@ def hessian_diagonal_norm(
             generator = torch.Generator(theta.device).manual_seed(seed)
             pairs = PairMean(problem.sizes, dtype=dtype, device=theta.device)
             while True:
-                v = _signs(len(theta), generator).to(dtype)
-                pairs.add(scale.square() * gauss_newton + v * scale * products(remainder, v * scale))
+                signs = _signs(len(theta), generator).split(batch)
+                pairs.add(
+                    scale.square() * gauss_newton + v * scale * products(remainder, v * scale)
+                    for v in (some.to(dtype) for some in signs)
+                )
                 width = pairs.relative_half_width()
                 if pairs.count > _GROUPS and (pairs.count >= limit or (width is not None and width <= relative)):
                     return pairs
@@ -317,8 +333,8 @@ def hessian_diagonal_norm(
         gauss_newton = _gauss_newton_diagonal(problem, blocks)
         pairs = probe(torch.ones_like(theta), max_probes)
         scaled = probe(theta, 2 * _GROUPS)
-        first = _signs(len(theta), torch.Generator(theta.device).manual_seed(seed)).to(dtype)
-        frobenius = products(full, first).double().square().sum().item() / _GROUPS
+        first = _signs(len(theta), torch.Generator(theta.device).manual_seed(seed)).split(batch)
+        squares = sum(products(full, some.to(dtype)).double().square().sum().item() for some in first)
 
     square, reach, p = pairs.square(), pairs.reach(), len(theta)
     if not math.isfinite(square):
@@ -344,11 +360,12 @@ def hessian_diagonal_norm(
         scale_free_square=scaled.square(),
         scale_free_standard_error=scaled.standard_error(),
         scale_free_probes=scaled.count,
-        frobenius_square=frobenius,
+        frobenius_square=squares / _GROUPS,
         by_parameter=dict(zip(problem.shapes, pairs.squares().tolist(), strict=True)),
     )
 
 
 def _signs(size: int, generator: torch.Generator) -> Tensor:
-    """32 independent vectors of signs [32, size]."""
-    return torch.randint(0, 2, (_GROUPS, size), generator=generator, device=generator.device) * 2 - 1
+    """32 independent vectors of signs [32, size], int8."""
+    options: Any = {"dtype": torch.int8, "device": generator.device}
+    return torch.randint(0, 2, (_GROUPS, size), generator=generator, **options) * 2 - 1
