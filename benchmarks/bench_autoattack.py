@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_activations import beside_committed, save, spread
+from bench_activations import beside_committed, origin, save, spread
 from torch import Tensor, nn
 
 from rctaf.config import RunConfig, parse_epsilon
@@ -54,13 +54,18 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", help="default: the CPU, then the GPU if there is one")
     args = parser.parse_args()
-
-    start = time.time(), os.getloadavg()[0]
     torch.set_num_threads(args.threads)
-    data = load("digits", device=args.device)
-    model = from_config(CONFIG, in_channels=data.channels, n_classes=data.n_classes).to(args.device)
+    for device in [args.device] if args.device else ["cpu", *["cuda"] * torch.cuda.is_available()]:
+        compare(torch.device(device), args)
+
+
+def compare(device: torch.device, args: argparse.Namespace) -> None:
+    """Time both on one device, and write the record."""
+    start = time.time(), os.getloadavg()[0]
+    data = load("digits", device=device)
+    model = from_config(CONFIG, in_channels=data.channels, n_classes=data.n_classes).to(device)
     train(model, data, CONFIG)
     x, y = to_float(data.test_x)[: args.images], data.test_y[: args.images]
 
@@ -90,13 +95,15 @@ def main() -> None:
                 "implementation": entry["implementation"],
             }
         )
+    name, made = origin(device, start[0])
     record = {
         "benchmark": "autoattack",
+        "provenance": made,
         "rounds": args.rounds,
         "config": CONFIG.model_dump(mode="json"),
         "rows": rows,
     }
-    path = save(f"autoattack_{args.device}_{args.threads}t.json", start, record)
+    path = save(f"autoattack_{name}.json", start, record)
     for row, ratio in zip(rows, beside_committed(path, rows, "reference_over_ours", "version"), strict=True):
         print(f"{row['version']:10} {ratio}, {row['verdicts_that_differ']} of {len(x)} verdicts differ")
     print(path)

@@ -25,9 +25,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from bench_activations import origin
 from playwright.sync_api import Page, sync_playwright
 
-from rctaf.records import ROOT, provenance, results_dir, source, write_text
+from rctaf.records import ROOT, results_dir, write_text
 
 sys.path.insert(0, str(ROOT / "tools"))
 from build_book import pages
@@ -153,7 +155,7 @@ def main() -> int:
         )
     for name, row in result["slider_ms"].items():
         print(f"{name}: a slider answers in {row['median']:.0f} ms, at worst {row['slowest']:.0f} ms")
-    record = {"benchmark": "pages", **result, "provenance": provenance(started, source())}
+    record = {"benchmark": "pages", **result, "provenance": origin(torch.device("cpu"), started)[1]}
     write_text(args.out, json.dumps(record, indent=1) + "\n")
     return 0
 
