@@ -154,6 +154,28 @@ def test_checkpoints_that_do_not_fit_are_refused(digits, tmp_path):
         run(c, digits, checkpoint=path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.update(device="cuda"), "begun on cuda, this is cpu; go on there or delete it$"),
+        (
+            lambda content: content["config"].update(cutout=4),
+            r"by another version \(cutout=4: Extra inputs are not permitted\); delete it to start again$",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_machine_or_version_is_refused_before_anything_changes(
+    digits, tmp_path, change, message
+):
+    path, c = tmp_path / "checkpoint.pt", config(method="standard", epochs=1)
+    run(c, digits, checkpoint=path)
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=message):
+        run(c, digits, checkpoint=path)
+
+
 def test_a_checkpoint_older_than_a_setting_is_taken_up(digits, tmp_path):
     path, c = tmp_path / "checkpoint.pt", config(method="standard", epochs=1)
     whole = run(c, digits, checkpoint=path)

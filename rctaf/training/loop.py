@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rctaf.activations import LearnedRCTAF
 from rctaf.arithmetic import repeatable
 from rctaf.augmentation import augment, auto_augment
-from rctaf.config import RunConfig
+from rctaf.config import RunConfig, explain
 from rctaf.data import Dataset, to_float
 from rctaf.models import select_norm
 from rctaf.models.frozen import Frozen, Unsupported
@@ -199,6 +199,7 @@ class _Run:
         """Write the checkpoint whole or not at all."""
         content = {
             "config": self.config.model_dump(mode="json"),
+            "device": self.device.type,
             "history": self.history,
             "generators": {name: g.get_state() for name, g in self.generators.items()},
             **{name: part.state_dict() for name, part in self._parts().items()},
@@ -213,8 +214,14 @@ class _Run:
         except Exception as error:  # whatever is wrong inside the file, the remedy is the same
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{path}: not a readable checkpoint ({reason}); delete it to start again") from None
+        if (device := content.get("device", self.device.type)) != self.device.type:  # the generators are of a device
+            raise ValueError(f"{path}: begun on {device}, this is {self.device.type}; go on there or delete it")
         wanted = self.config.model_dump(mode="json")
-        before = RunConfig(**content["config"]).model_dump(mode="json")  # fills in settings younger than the checkpoint
+        try:  # this fills in settings younger than the checkpoint
+            before = RunConfig(**content["config"]).model_dump(mode="json")
+        except ValueError as error:
+            reason = explain(error)
+            raise ValueError(f"{path}: written by another version ({reason}); delete it to start again") from None
         different = sorted(k for k in wanted if before[k] != wanted[k])
         if content["generators"].keys() != self.generators.keys():
             raise ValueError(f"{path}: written by an older version; delete it to start again")
