@@ -8,14 +8,24 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
+class Unreadable(ValueError):
+    """A file that should be a record is none; the message is one line saying which and why."""
+
+
 def command(main: Callable[[], int]) -> NoReturn:
-    """Run a command line. That its reader has seen enough (``| head``), or its user (Ctrl-C), is no error of it."""
+    """Run a command line. That its reader has seen enough (``| head``), or its user (Ctrl-C), is no error of it.
+
+    A record that cannot be read is one, told in one line.
+    """
     try:
         status = main()
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
         status = 0
+    except Unreadable as error:
+        status = 1
+        print(error, file=sys.stderr)
     except KeyboardInterrupt:
         status = 130  # 128 + SIGINT, as shells count
     sys.exit(status)

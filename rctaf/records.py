@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 
-from rctaf._startup import command
+from rctaf._startup import Unreadable, command
 from rctaf.config import Grid, RunConfig, explain
 
 RECORD_SCHEMA = 1
@@ -120,7 +120,7 @@ def read(path: Path) -> Record:
     """Read one ``run.json``.
 
     Raises:
-        ValueError: not a record of this schema, or its id does not match its settings.
+        Unreadable: not a record of this schema, or its id does not match its settings.
     """
     try:
         doc = json.loads(path.read_text())
@@ -138,7 +138,7 @@ def read(path: Path) -> Record:
             raise ValueError(f"the settings hash to {record.run_id}, the record says {doc['id']}")
     except (KeyError, TypeError, ValueError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else explain(error)
-        raise ValueError(f"{path}: not a readable record: {why}") from None
+        raise Unreadable(f"{path}: not a readable record: {why}") from None
     return record
 
 
@@ -207,8 +207,27 @@ def source() -> dict[str, Any]:
     return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
 
 
-def provenance(started: float, source: dict[str, Any]) -> dict[str, Any]:
-    """Where, when and with what a run was made: its ``time.time()`` and :func:`source` when it began, and the rest."""
+def resumed_from(run_id: str, now: dict[str, Any]) -> list[dict[str, Any]]:
+    """The code, other than ``now``'s, that had a part in what an interrupted attempt left; notes ``now`` beside it.
+
+    Each as :func:`source` gives it, the oldest first; empty for a run that begins anew.
+    """
+    folder, unknown = local_dir(run_id), {"git_commit": None, "git_dirty": None}
+    note = folder / "sources.json"
+    left = any((folder / name).exists() for name in ("checkpoint.pt", "autoattack.json"))
+    before = (json.loads(note.read_text()) if note.exists() else [unknown]) if left else []
+    write_text(note, json.dumps([*(code for code in before if code != now), now]) + "\n")
+    return [code for code in before if code != now]
+
+
+def provenance(started: float, source: dict[str, Any], resumed_from: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """Where, when and with what a run was made.
+
+    Args:
+        started: ``time.time()`` when it began.
+        source: :func:`source` when it began.
+        resumed_from: :func:`resumed_from`, for a run that went on from what an earlier attempt left.
+    """
     import torch
 
     from rctaf import _kernels
@@ -222,6 +241,7 @@ def provenance(started: float, source: dict[str, Any]) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         **source,
+        **({"resumed_from": list(resumed_from)} if resumed_from else {}),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "wall_s": round(time.time() - started, 2),
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
@@ -254,6 +274,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{len(copied)} records copied to {results_dir() / 'runs'}")
         if unknown := [record.run_id for record in copied if record.provenance.get("git_dirty") is not False]:
             print(f"not of a commit, so nobody can repeat them exactly: {' '.join(unknown)}", file=sys.stderr)
+        if mixed := [record.run_id for record in copied if "resumed_from" in record.provenance]:
+            print(f"begun by other code (resumed_from), so a replay may differ: {' '.join(mixed)}", file=sys.stderr)
         return 0
     record = load(args.id)
     if record is None:

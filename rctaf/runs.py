@@ -23,6 +23,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -404,12 +405,14 @@ def replay(run_id: str) -> int:
     siblings = [r for r in records.load_all() if _but_seed(r.config) == _but_seed(old.config) and r.run_id != run_id]
     threads = str(old.provenance["threads"])
     print(f"{run_id}  {old.config.label}\n  recorded {_conditions(old)}", flush=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="rctaf-replay-") as store,
-        mock.patch.dict(os.environ, RCTAF_RESULTS=store, OMP_NUM_THREADS=threads),
-    ):
-        execute(old.config)
+    store = tempfile.mkdtemp(prefix="rctaf-replay-")
+    with mock.patch.dict(os.environ, RCTAF_RESULTS=store, OMP_NUM_THREADS=threads):
+        try:
+            execute(old.config)
+        except RunError as error:
+            raise RunError(f"{error}; what it left is in {store}") from None
         new = records.load(run_id)
+    shutil.rmtree(store)
     assert new is not None  # execute ends with a record or raises
     print(f"  replayed {_conditions(new)}")
     verdicts = compare(old, new, siblings)
@@ -535,7 +538,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.verb == "status":
         return status(args.grid)
     if args.verb == "replay":
-        return replay(args.id)
+        try:
+            return replay(args.id)
+        except RunError as error:
+            print(f"{args.id}: {error}", file=sys.stderr)
+            return 1
     cells = Grid.load(args.grid).cells()
     config = cells.get(args.id) or dict(enumerate(cells.values())).get(int(args.id) if args.id.isdecimal() else -1)
     if config is None:

@@ -153,6 +153,24 @@ def test_provenance_says_where_and_with_what():
     assert (said["git_commit"], said["git_dirty"]) == ("abc", True)
 
 
+def test_a_run_that_went_on_names_the_code_that_began_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    old, new = ({"git_commit": commit, "git_dirty": False} for commit in ("abc", "def"))
+    folder = records.local_dir("1234")
+    assert records.resumed_from("1234", old) == []
+    assert records.resumed_from("1234", new) == []  # the first attempt left nothing behind
+    assert records.resumed_from("1234", old) == []
+    (folder / "checkpoint.pt").touch()
+    assert records.resumed_from("1234", old) == []
+    assert records.resumed_from("1234", new) == [old]
+    assert records.resumed_from("1234", new) == [old]  # a third attempt
+    said = records.provenance(time.time(), new, [old])
+    assert (said["git_commit"], said["resumed_from"]) == ("def", [old])
+    assert "resumed_from" not in records.provenance(time.time(), new)
+    (folder / "sources.json").unlink()  # as code left it that took no notes
+    assert records.resumed_from("1234", new) == [{"git_commit": None, "git_dirty": None}]
+
+
 def git(folder, *words):
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
     return subprocess.run(

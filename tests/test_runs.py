@@ -298,6 +298,31 @@ def test_replay_of_the_same_experiment_is_bit_identical(store, cell, capsys):
         runs.main(["replay", "0" * 12])
 
 
+def test_a_replay_that_fails_says_where_its_notebook_is(store, cell, monkeypatch, capsys):
+    def fails(source, target, *args, **kwargs):
+        records.write_text(target.with_name("notebook.partial.ipynb"), "red")
+        raise notebooks.NotebookError("cell 7: out of luck")
+
+    records.write(record_of(cell))
+    monkeypatch.setattr(notebooks, "execute_notebook", fails)
+    monkeypatch.setattr(runs.tempfile, "mkdtemp", lambda prefix: str(store / "again"))
+    assert runs.main(["replay", cell.run_id]) == 1
+    left = store / "again"
+    assert capsys.readouterr().err == f"{cell.run_id}: cell 7: out of luck; what it left is in {left}\n"
+    assert (left / "local" / cell.run_id / "notebook.partial.ipynb").read_text() == "red"
+
+
+@pytest.mark.parametrize("command", [["runs", "plan", "GRID"], ["records", "show", "ID"]])
+def test_a_record_that_cannot_be_read_is_one_line(store, grid, cell, command):
+    path = records.write(record_of(cell))
+    path.write_text('{"schema": 1}')
+    words = [{"GRID": str(grid), "ID": cell.run_id}.get(word, word) for word in command[1:]]
+    done = subprocess.run(
+        [sys.executable, "-m", f"rctaf.{command[0]}", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (1, f"{path}: not a readable record: it lacks 'config'\n")
+
+
 @pytest.mark.parametrize("seeds", [4, 10])
 def test_a_run_as_far_away_as_another_seed_is_rarely_called_different(seeds):
     """Chaos makes the replay another draw: 20 values of unequal scale, none may leave its tolerance but in 1 %."""

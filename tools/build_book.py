@@ -17,11 +17,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import requires, version
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 import yaml
@@ -81,7 +83,11 @@ def execute(notebook: str, key: str) -> None:
     """Execute into the stage; the key beside the result says what it was made from."""
     done = STAGE / notebook
     done.with_suffix(".key").unlink(missing_ok=True)
-    execute_notebook(ROOT / notebook, done)
+    with tempfile.TemporaryDirectory() as store:
+        # the page of one experiment makes the whole of it, whatever an earlier build left behind
+        fresh_store = {"RCTAF_RESULTS": store} if notebook.startswith("notebooks/experiments/") else {}
+        with mock.patch.dict(os.environ, fresh_store):
+            execute_notebook(ROOT / notebook, done)
     book = nbformat.read(done, as_version=4)
     for part in (book, *book.cells):
         part.metadata.pop("papermill", None)  # this machine's paths and clock are nobody's business
