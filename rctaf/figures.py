@@ -288,7 +288,9 @@ def add_reference_lines(fig: go.Figure, cells: pd.DataFrame, *, percent: bool = 
         )
         at = np.log10(y) if fig.layout.yaxis.type == "log" else y
         text = activation_name(row["activation"])
-        fig.add_annotation(x=1, xref="paper", xanchor="right", y=at, yanchor="bottom", text=text, showarrow=False)
+        fig.add_annotation(x=1, xref="paper", xanchor="left", y=at, yanchor="middle", text=text, showarrow=False)
+    if len(cells):  # the names stand in the margin, where no curve can run through them
+        fig.update_layout(margin={"r": 12 + 8 * max(map(len, map(activation_name, cells["activation"])))})
     return fig
 
 
