@@ -137,7 +137,7 @@ def gain_differences(frame: pd.DataFrame, value: str) -> pd.DataFrame:
             "difference": run[value] - plain.loc[partner, value],
             "id": f"{run['id']} {plain.loc[partner, 'id']}",
         }
-        for name, by in (("from the same start", "start"), ("at the same max|σ''|", "curvature"))
+        for name, by in (("from the same start", "start"), ("at the same max|σ″|", "curvature"))
         for run in rows[rows["arm"] == GAIN_RATE].to_dict("records")
         if (partner := (run["seed"], run[by])) in plain.index
     ]
@@ -151,7 +151,7 @@ def gain(frame: pd.DataFrame, value: str) -> list[Verdict]:
         def judge(frame: pd.DataFrame) -> tuple[str, str]:
             rows = gain_arms(frame)
             one, plain = rows[rows["arm"] == arm], rows[rows["arm"] == PLAIN]
-            label = {"start": "start", "curvature": "max|σ''|"}[other]
+            label = {"start": "start", "curvature": "max|σ″|"}[other]
             pairs = {
                 f"{label} {c:g}": (one[one[other] == c], plain[plain["curvature"] == c])
                 for c in sorted(set(one[other]))
@@ -162,7 +162,7 @@ def gain(frame: pd.DataFrame, value: str) -> list[Verdict]:
 
     return [
         _judged(
-            "The function at the start decides: written with a tenth of max|σ''| and gains of 10, it trains to the "
+            "The function at the start decides: written with a tenth of max|σ″| and gains of 10, it trains to the "
             "same robustness.",
             frame,
             against(GAIN, "start"),
@@ -173,8 +173,8 @@ def gain(frame: pd.DataFrame, value: str) -> list[Verdict]:
             against(GAIN_RATE, "start"),
         ),
         _judged(
-            "max|σ''| decides, whatever reaches it: with gains of 10 and the classifier's learning rate rescaled, a "
-            "network ends like one of the same max|σ''| with gains of 1.",
+            "max|σ″| decides, whatever reaches it: with gains of 10 and the classifier's learning rate rescaled, a "
+            "network ends like one of the same max|σ″| with gains of 1.",
             frame,
             against(GAIN_RATE, "curvature"),
         ),
@@ -235,7 +235,7 @@ def learned_alpha(frame: pd.DataFrame, layers: pd.DataFrame, value: str) -> list
         e = mean_interval(slopes)
         near, far = max(abs(e.low), abs(e.high)) < 0.1, e.low > 0.1 or e.high < -0.1
         outcome = outcome_of(near, far)
-        words = f"Slope of log final against log initial max|σ''|: {e.value:.3f} ({e.low:.3f} to {e.high:.3f})"
+        words = f"Slope of log final against log initial max|σ″|: {e.value:.3f} ({e.low:.3f} to {e.high:.3f})"
         return f"{words}, 95 % interval over {e.n} seeds; 0 if all arrive at one place, 1 if each stays.", outcome
 
     def towards_band(frame: pd.DataFrame) -> tuple[str, str]:
@@ -253,7 +253,7 @@ def learned_alpha(frame: pd.DataFrame, layers: pd.DataFrame, value: str) -> list
         if not lows:
             return "No start lies outside.", "not testable"
         outcome = outcome_of(min(lows) > 0, min(highs) < 0)
-        return f"max|σ''|, geometric mean over layers: {'; '.join(words)}; 95 % intervals over seeds.", outcome
+        return f"max|σ″|, geometric mean over layers: {'; '.join(words)}; 95 % intervals over seeds.", outcome
 
     def helps(frame: pd.DataFrame) -> dict[float, tuple[Difference, float]]:
         """By start: learned minus fixed, and its p-value after Holm."""
@@ -281,7 +281,7 @@ def learned_alpha(frame: pd.DataFrame, layers: pd.DataFrame, value: str) -> list
 
     return [
         _judged("Learned by each layer, α arrives at one place from every start.", frame, one_place),
-        _judged("Learned by each layer, max|σ''| moves towards 4 to 10 from every start outside.", frame, towards_band),
+        _judged("Learned by each layer, max|σ″| moves towards 4 to 10 from every start outside.", frame, towards_band),
         _judged(
             "From at least one start, a network that learns its α is more robust than one whose α stays there.",
             frame,
@@ -308,9 +308,9 @@ def weight_decay(frame: pd.DataFrame, value: str) -> list[Verdict]:
         with_decay, without = (
             dict(iter(f.groupby(f["curvature"].round(9)))) for f in (frame[decayed], frame[~decayed])
         )
-        return _same({f"max|σ''| {c:g}": (without[c], with_decay[c]) for c in sorted(without)}, value)
+        return _same({f"max|σ″| {c:g}": (without[c], with_decay[c]) for c in sorted(without)}, value)
 
-    claim = "Weight decay on gains and biases plays no part: without it, robustness is the same at every max|σ''|."
+    claim = "Weight decay on gains and biases plays no part: without it, robustness is the same at every max|σ″|."
     return [_judged(claim, frame, judge)]
 
 
@@ -411,8 +411,8 @@ def orders(equal: pd.DataFrame, equal_rms: pd.DataFrame, value: str) -> list[Ver
             scored = not_alone(rows, label)
             along, other = (scatter_about_curve(rows, value, name, scored) for name in ("curvature", label))
             words = (
-                f"{scored.sum()} runs of max|σ''| {shared[0]:g} to {shared[-1]:g} about one curve through all orders: "
-                f"{100 * along.mean():.2f} points (rms) along max|σ''|, {100 * other.mean():.2f} along rms curvature; "
+                f"{scored.sum()} runs of max|σ″| {shared[0]:g} to {shared[-1]:g} about one curve through all orders: "
+                f"{100 * along.mean():.2f} points (rms) along max|σ″|, {100 * other.mean():.2f} along rms curvature; "
                 "difference"
             )
             return _higher(words, along, other)
@@ -421,9 +421,9 @@ def orders(equal: pd.DataFrame, equal_rms: pd.DataFrame, value: str) -> list[Ver
 
     return [
         _judged(
-            "At equal max|σ''| the orders are equally robust.",
+            "At equal max|σ″| the orders are equally robust.",
             equal,
-            coincide("curvature", "max|σ''|"),
+            coincide("curvature", "max|σ″|"),
             post_hoc=True,
         ),
         _judged(
@@ -433,13 +433,13 @@ def orders(equal: pd.DataFrame, equal_rms: pd.DataFrame, value: str) -> list[Ver
             post_hoc=True,
         ),
         _judged(
-            "Rms curvature at the start describes the orders better than max|σ''| does.",
+            "Rms curvature at the start describes the orders better than max|σ″| does.",
             equal,
             closer("rms_start"),
             post_hoc=True,
         ),
         _judged(
-            "Rms curvature, measured in the trained networks, describes the orders better than max|σ''| does.",
+            "Rms curvature, measured in the trained networks, describes the orders better than max|σ″| does.",
             equal,
             closer("rms_measured"),
             post_hoc=True,
@@ -480,7 +480,7 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
 
     def all_learn(frame: pd.DataFrame) -> tuple[str, str]:
         counts = learned_where(frame)
-        words = "; ".join(f"max|σ''| {c:g}: {n} of {runs}" for c, runs, n in counts.itertuples())
+        words = "; ".join(f"max|σ″| {c:g}: {n} of {runs}" for c, runs, n in counts.itertuples())
         none, every = (counts["learned"] == 0).any(), (counts["learned"] == counts["runs"]).all()
         outcome = outcome_of(bool(every), bool(none))
         return f"Networks that classify at least {CHANCE:.0%} of clean images: {words}.", outcome
@@ -506,7 +506,7 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
         a, b = variance(frame), variance(plain)
         d = paired_difference(a, b).difference
         words = (
-            f"max|σ''| {', '.join(f'{c:g}' for c in places(frame))}. Variance over curvatures, without seed noise: "
+            f"max|σ″| {', '.join(f'{c:g}' for c in places(frame))}. Variance over curvatures, without seed noise: "
             f"{a.mean():.2f} squared points without, {b.mean():.2f} with batch norm; difference {d.value:+.2f} "
             f"({d.low:+.2f} to {d.high:+.2f}), 95 % interval over {d.n} seeds."
         )
@@ -516,10 +516,10 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
         frame = where_all_learned(frame)
         if frame.empty:
             return "At no curvature did every network learn.", "not testable"
-        return _orders_alike(frame, value, "curvature", "max|σ''|")
+        return _orders_alike(frame, value, "curvature", "max|σ″|")
 
     return [
-        _judged("Without normalisation, networks learn at every max|σ''|.", without, all_learn, post_hoc=True),
+        _judged("Without normalisation, networks learn at every max|σ″|.", without, all_learn, post_hoc=True),
         _judged(
             "Without normalisation curvature matters more than with it, where every network learned.",
             without,
@@ -527,7 +527,7 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
             post_hoc=True,
         ),
         _judged(
-            "Without normalisation, the orders are equally robust at equal max|σ''|, where every network learned.",
+            "Without normalisation, the orders are equally robust at equal max|σ″|, where every network learned.",
             without,
             alike,
             post_hoc=True,

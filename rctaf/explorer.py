@@ -1,4 +1,4 @@
-"""The widget of the book: sliders for α and β and a choice of baseline; σ, σ', σ'' and max|σ''| drawn in the browser.
+"""The widget of the book: sliders for α and β and a choice of baseline; σ, σ′, σ″ and max|σ″| drawn in the browser.
 
 No kernel is needed: the controls are linked to the curves on the browser's side (`jslink`), and the formulas are
 JavaScript printed from SymPy by `rctaf.symbolic.javascript`. So one object serves JupyterLab and the published page.

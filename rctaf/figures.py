@@ -238,7 +238,7 @@ def curves(
         # on a logarithmic axis Plotly places shapes by value and annotations by exponent
         middle = float(np.log10(BAND).mean())
         fig.add_annotation(x=middle, y=1, yref="paper", yanchor="bottom", text="paper: 4 to 10", showarrow=False)
-    fig.update_xaxes(type="log", title={"curvature": "max|σ''|", "alpha": "sharpness α"}[x], **_ticks(cells[x]))
+    fig.update_xaxes(type="log", title={"curvature": "max|σ″|", "alpha": "sharpness α"}[x], **_ticks(cells[x]))
     fig.update_yaxes(title="<br>".join(textwrap.wrap(y_title + unit, 36)))  # Plotly cuts a long title off
     _titled(fig, title)
     return fig
@@ -336,7 +336,7 @@ def runs_table(*cells: pd.DataFrame, percent: bool = True) -> HTML:
         files = " ".join(f'<a href="{RECORD_FILES}/{run_id}.json">{run_id}</a>' for run_id in row["runs"].split())
         values = [*what, *_value(row, percent), runs_link(row["runs"], str(row["n"])), files]
         lines.append("<tr>" + "".join(f"<td>{value}</td>" for value in values) + "</tr>")
-    names = {"curvature": "max|σ''|", "beta": "order β", "alpha": "sharpness α"}
+    names = {"curvature": "max|σ″|", "beta": "order β", "alpha": "sharpness α"}
     unit = " %" if percent else ""
     heads = [*(names.get(key, key) for key in keys), f"mean{unit}", "95 % interval", "seeds", "records"]
     return HTML(
@@ -355,7 +355,7 @@ _COLUMNS = {  # of the table of records: a name and how to read it; accuracies a
     "data": "dataset",
     "network": "network",
     "method": "method",
-    "max|σ''|": "curvature",
+    "max|σ″|": "curvature",
     "seed": "seed",
     "clean %": "clean_accuracy",
     "PGD-20 %": "pgd20_accuracy",
@@ -485,7 +485,7 @@ def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
     Args:
         frame: of one grid, from :func:`rctaf.records.table`.
         value: the column that measures robustness.
-        tuned: max|σ''| of the RCT-AF rows.
+        tuned: max|σ″| of the RCT-AF rows.
     """
     from rctaf.symbolic import prove_baseline  # SymPy, which no other figure needs
 
@@ -517,8 +517,8 @@ def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
         lines.append("".join(f"<td>{cell}</td>" for cell in (*cells, measured(rows, value))))
     head = (
         "<tr><th rowspan='2'>activation</th><th colspan='3'>as printed</th><th colspan='3'>here</th></tr>"
-        "<tr><th>clean %</th><th>AutoAttack %</th><th>max|σ''|</th>"
-        f"<th>max|σ''|</th><th>clean %</th><th>{ROBUSTNESS[value]} %</th></tr>"
+        "<tr><th>clean %</th><th>AutoAttack %</th><th>max|σ″|</th>"
+        f"<th>max|σ″|</th><th>clean %</th><th>{ROBUSTNESS[value]} %</th></tr>"
     )
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return HTML(f'<table class="table"><thead>{head}</thead><tbody>{body}</tbody></table>')

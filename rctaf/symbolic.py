@@ -3,7 +3,7 @@ r"""The activation family in SymPy: its derivatives, certified proofs about its 
 The family (Eq. 1-6 of arXiv 2603.23860) starts at the softplus of sharpness α and applies the Euler operator θ = x d/dx
 once per order:
 
-    σ_{α,0}(x) = ln(1 + e^{αx}) / α,        σ_{α,β+1}(x) = x σ'_{α,β}(x),        so  σ_{α,β} = θ^β σ_{α,0}.
+    σ_{α,0}(x) = ln(1 + e^{αx}) / α,        σ_{α,β+1}(x) = x σ′_{α,β}(x),        so  σ_{α,β} = θ^β σ_{α,0}.
 
 With u = αx, s the logistic function of u, q = s(1 - s) and c = 1 - 2s (an odd function of u with c² = 1 - 4q):
 
@@ -59,7 +59,7 @@ def sigma(beta: int) -> sp.Expr:
 
 @cache
 def _curvature_polynomial(beta: int) -> sp.Expr:
-    """P_β(u, c), collected in powers of u: σ'' = α q P_β."""
+    """P_β(u, c), collected in powers of u: σ″ = α q P_β."""
     if beta == 0:
         return sp.Integer(1)
     previous = _curvature_polynomial(beta - 1)
@@ -123,7 +123,7 @@ def vanishes(expr: sp.Expr) -> bool:
 
 @cache
 def verify(beta: int) -> None:
-    """Prove, as exact identities, that the recursion, the closed form and the short forms of σ … σ''' agree, and that
+    """Prove, as exact identities, that the recursion, the closed form and the short forms of σ … σ‴ agree, and that
     σ_{α,β}(x) = σ_{1,β}(αx)/α. By induction: the short form of order β is x d/dx of the short form of order β - 1.
 
     Raises:
@@ -303,12 +303,12 @@ _EXPONENTIAL = _Companion(_t, -_t, 1, lambda v: iv.exp(-v))
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# The maximum of |σ''| of the family
+# The maximum of |σ″| of the family
 
 
 @dataclass(frozen=True)
 class Extremum:
-    """A critical point of σ'' at `at`, with the value of σ'' there: for the family both as u = αx and σ''/α."""
+    """A critical point of σ″ at `at`, with the value of σ″ there: for the family both as u = αx and σ″/α."""
 
     at: Enclosure
     value: Enclosure
@@ -316,14 +316,14 @@ class Extremum:
 
 @dataclass(frozen=True)
 class CurvatureProof:
-    """Everything about σ''_{α,β}/α as a function of u = αx; it is even, so only u >= 0 is listed.
+    """Everything about σ″_{α,β}/α as a function of u = αx; it is even, so only u >= 0 is listed.
 
     Attributes:
         beta: the order.
         extrema: all critical points with u >= 0, increasing; the first is u = 0.
-        inflections: all zeros with u > 0, increasing; σ'' changes sign at each, and at its mirror image.
-        peak: the extremum with the largest |σ''|.
-        at_zero: σ''(0)/α, exactly.
+        inflections: all zeros with u > 0, increasing; σ″ changes sign at each, and at its mirror image.
+        peak: the extremum with the largest |σ″|.
+        at_zero: σ″(0)/α, exactly.
     """
 
     beta: int
@@ -334,26 +334,26 @@ class CurvatureProof:
 
     @property
     def maximum(self) -> Enclosure:
-        """max over x of |σ''|, divided by α."""
+        """max over x of |σ″|, divided by α."""
         return abs(self.peak.value)
 
     @property
     def sign_changes(self) -> int:
-        """How often σ'' changes sign on the whole line."""
+        """How often σ″ changes sign on the whole line."""
         return 2 * len(self.inflections)
 
     @property
     def peak_at_zero(self) -> bool:
-        """Whether |σ''| is largest at x = 0."""
+        """Whether |σ″| is largest at x = 0."""
         return self.peak is self.extrema[0]
 
 
 @cache
 def prove_curvature(beta: int) -> CurvatureProof:
-    """Find, with proof, every extremum and sign change of σ''_{α,β} and the global maximum of |σ''|.
+    """Find, with proof, every extremum and sign change of σ″_{α,β} and the global maximum of |σ″|.
 
-    σ'' is even and tends to 0 at infinity, so |σ''| has a maximum and it lies at a critical point: at 0 or at one of
-    the zeros of σ''' = α² q R(u, c) with u > 0, all of which are enclosed.
+    σ″ is even and tends to 0 at infinity, so |σ″| has a maximum and it lies at a critical point: at 0 or at one of
+    the zeros of σ‴ = α² q R(u, c) with u > 0, all of which are enclosed.
 
     Raises:
         ValueError: if beta is not an integer >= 0.
@@ -369,7 +369,7 @@ def prove_curvature(beta: int) -> CurvatureProof:
     polynomial = _curvature_polynomial(beta)
     mirrored = polynomial.subs({u: -u, c: -c}, simultaneous=True)
     if sp.expand(mirrored - polynomial) != 0:
-        raise ArithmeticError(f"order {beta}: σ'' is not even")
+        raise ArithmeticError(f"order {beta}: σ″ is not even")
     at_zero = sp.Rational(polynomial.subs({u: 0, c: 0})) / 4  # q(0) = 1/4
     with _precision():
         second = _LOGISTIC.evaluator(sp.expand((1 - c**2) / 4 * polynomial))
@@ -384,7 +384,7 @@ def _highest(extrema: list[Extremum]) -> Extremum:
     """The extremum of largest |value|, provably: its enclosure lies above all the others."""
     best = max(extrema, key=lambda e: abs(e.value).lower)
     if any(abs(e.value).upper >= abs(best.value).lower for e in extrema if e is not best):
-        raise ArithmeticError("two extrema of |σ''| cannot be told apart")
+        raise ArithmeticError("two extrema of |σ″| cannot be told apart")
     return best
 
 
@@ -434,8 +434,8 @@ class BaselineCurvature:
 
     Attributes:
         name: as in `BASELINES`.
-        regularity: "kink" (σ' jumps at 0, no finite curvature), "jump" (σ'' jumps at 0) or "smooth".
-        supremum: the largest |σ''| at x != 0 or approached there; for a kink this leaves out the kink itself.
+        regularity: "kink" (σ′ jumps at 0, no finite curvature), "jump" (σ″ jumps at 0) or "smooth".
+        supremum: the largest |σ″| at x != 0 or approached there; for a kink this leaves out the kink itself.
         at: where it is attained, or 0 where it is only approached.
         exact: the supremum in closed form, where there is one.
     """
@@ -448,13 +448,13 @@ class BaselineCurvature:
 
     @property
     def maximum(self) -> float:
-        """max|σ''| as a float; infinite at a kink."""
+        """max|σ″| as a float; infinite at a kink."""
         return float("inf") if self.regularity == "kink" else float(self.supremum)
 
 
 @cache
 def prove_baseline(name: str) -> BaselineCurvature:
-    """The certified max|σ''| of a baseline.
+    """The certified max|σ″| of a baseline.
 
     Raises:
         ValueError: if the name is unknown.
@@ -479,7 +479,7 @@ def prove_baseline(name: str) -> BaselineCurvature:
         if name == "mish":
             extrema = _mish_extrema()
             return BaselineCurvature(name, "smooth", abs(_highest(extrema).value), _highest(extrema).at, None)
-        # pieces a e^x + b and a x + b: |σ''| is 0 or increases up to x = 0
+        # pieces a e^x + b and a x + b: |σ″| is 0 or increases up to x = 0
         jumps = [sp.diff(right - left, x, n).subs(x, 0) for n in (0, 1, 2)]
         if jumps[0] != 0 or sp.diff(right, x, 2) != 0 or sp.simplify(sp.diff(left, x, 3) - sp.diff(left, x, 2)) != 0:
             raise ArithmeticError(f"{name} is not of the form this argument covers")
@@ -489,13 +489,13 @@ def prove_baseline(name: str) -> BaselineCurvature:
 
 
 def _prove_gelu(gelu: sp.Expr) -> BaselineCurvature:
-    """σ''' is the normal density times a polynomial, whose roots SymPy gives exactly."""
+    """σ‴ is the normal density times a polynomial, whose roots SymPy gives exactly."""
     density = sp.exp(-(x**2) / 2) / sp.sqrt(2 * sp.pi)
     second = sp.simplify(sp.diff(gelu, x, 2) / density)
     third = sp.simplify(sp.diff(gelu, x, 3) / density)
     points = sp.roots(third, x)
     if sum(points.values()) != sp.degree(third, x) or sp.expand(second) != 2 - x**2:
-        raise ArithmeticError("GELU: σ'' or its critical points are not what the argument needs")
+        raise ArithmeticError("GELU: σ″ or its critical points are not what the argument needs")
     extrema = []
     for point in sorted(points):
         spread = iv.exp(-_exactly(point**2) / 2) / iv.sqrt(2 * iv.pi)
@@ -506,7 +506,7 @@ def _prove_gelu(gelu: sp.Expr) -> BaselineCurvature:
 
 
 def _mish_extrema() -> list[Extremum]:
-    """All critical points of Mish's σ'', on x < 0 (with x = -u, e^x = t) and on x > 0 (with x = u, e^x = 1/t)."""
+    """All critical points of Mish's σ″, on x < 0 (with x = -u, e^x = t) and on x > 0 (with x = u, e^x = 1/t)."""
     extrema = []
     for sign, half in zip((-1, 1), _halves_in_t("mish", 3), strict=True):
         second, third = (sp.fraction(sp.cancel(half[n].subs(x, sign * u))) for n in (2, 3))
@@ -557,7 +557,7 @@ function erf(z) {
 
 
 def _halves_in_t(name: str, highest: int) -> list[list[sp.Expr]]:
-    """[σ, σ', …, σ^(highest)] of a baseline for x < 0 and for x >= 0, with e^x written as t and 1/t, t = e^{-|x|}."""
+    """[σ, σ′, …, σ^(highest)] of a baseline for x < 0 and for x >= 0, with e^x written as t and 1/t, t = e^{-|x|}."""
     halves = []
     for half, power, rate in zip(_halves(name), (_t, 1 / _t), (_t, -_t), strict=True):
         row = [half.rewrite(sp.exp).subs(sp.exp(x), power).subs(sp.exp(-x), 1 / power)]
@@ -577,9 +577,9 @@ def _print(expr: sp.Expr) -> str:
 def javascript(orders: tuple[int, ...] = (0, 1, 2, 3, 4)) -> str:
     """JavaScript source, printed from the expressions above in their stable form. It defines
 
-    - FAMILY[beta](x, alpha) -> [σ, σ', σ''] for each of `orders`,
-    - BASELINE[name](x) -> [σ, σ', σ''] for each of `BASELINES`,
-    - CURVATURE.family[beta], the certified max|σ''|/α, and CURVATURE.baseline[name], the certified max|σ''|.
+    - FAMILY[beta](x, alpha) -> [σ, σ′, σ″] for each of `orders`,
+    - BASELINE[name](x) -> [σ, σ′, σ″] for each of `BASELINES`,
+    - CURVATURE.family[beta], the certified max|σ″|/α, and CURVATURE.baseline[name], the certified max|σ″|.
 
     Raises:
         ValueError: if an order is not an integer >= 0.

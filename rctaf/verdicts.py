@@ -204,7 +204,7 @@ def _points(e: Estimate) -> str:
 
 def peak_in_band(frame: pd.DataFrame, value: str) -> Verdict:
     """Fig. 3: robust accuracy is highest for max|sigma''| between 4 and 10. Rule: see ``_in_band``."""
-    claim = "Robustness peaks when max|σ''| lies between 4 and 10, in {orders}."
+    claim = "Robustness peaks when max|σ″| lies between 4 and 10, in {orders}."
     return _in_band(claim, "Place of the peak", frame, value, "max")
 
 
@@ -216,7 +216,7 @@ def same_peak(frame: pd.DataFrame, value: str, series: str) -> Verdict:
     0.05 divided by their number (Bonferroni). Else undecided. Not testable: fewer than two have ``BOOTSTRAP_SEEDS``
     complete seeds, or those that have do not refute the claim.
     """
-    claim = f"Robustness peaks at the same max|σ''|, between 4 and 10, for every {series}, in {_orders(frame)}."
+    claim = f"Robustness peaks at the same max|σ″|, between 4 and 10, for every {series}, in {_orders(frame)}."
     topic = f"Figs. 4 to 6: one peak for every {series}"
     words, few = [], []
     places: list[_Place] = []
@@ -254,7 +254,7 @@ def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
     Supported: every pair is equivalent within ``MARGIN`` at every curvature below 4 that all orders were run at (TOST,
     p < 0.05 each). Not supported: some pair differs at some curvature (p < 0.05 after Holm). Else undecided.
     """
-    claim = "Below 4 the three orders nearly coincide: max|σ''| decides, not the functional form."
+    claim = "Below 4 the three orders nearly coincide: max|σ″| decides, not the functional form."
     claim, rows, stop = _judge(claim, frame, value)
     if stop:
         return stop
@@ -278,12 +278,12 @@ def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
 
 def rises_below(frame: pd.DataFrame, value: str) -> Verdict:
     """Fig. 3: too little curvature costs robustness. Rule: see ``_trend_below``."""
-    return _trend_below("Below 4, robustness rises with max|σ''| (trend, mean of the orders).", frame, value)
+    return _trend_below("Below 4, robustness rises with max|σ″| (trend, mean of the orders).", frame, value)
 
 
 def clean_accuracy_falls_below(frame: pd.DataFrame) -> Verdict:
     """Fig. 7 right: standard training loses clean accuracy below 4. Rule: see ``_trend_below``."""
-    claim = "In standard training, clean accuracy falls as max|σ''| decreases below 4 (trend, mean of the orders)."
+    claim = "In standard training, clean accuracy falls as max|σ″| decreases below 4 (trend, mean of the orders)."
     return replace(_trend_below(claim, frame, "clean_accuracy"), topic="Fig. 7: clean accuracy falls below 4")
 
 
@@ -308,7 +308,7 @@ def _trend_below(claim: str, frame: pd.DataFrame, value: str) -> Verdict:
     means = until.groupby("curvature")[value].mean()
     words = ", ".join(f"{100 * mean:.2f} % at {c:g}" for c, mean in means.items())
     words = (
-        f"Per doubling of max|σ''|: {_points(slope)}. Means: {words}; highest at {means.idxmax():g}. Clearest fall: "
+        f"Per doubling of max|σ″|: {_points(slope)}. Means: {words}; highest at {means.idxmax():g}. Clearest fall: "
         f"from {fall['smaller']:g} to {fall['larger']:g}, {100 * fall['difference']:+.2f} points "
         f"({100 * fall['low']:+.2f} to {100 * fall['high']:+.2f}; p = {fall['p_lower_holm']:.2g} after Holm)."
     )
@@ -406,7 +406,7 @@ def hessian_least_in_band(frame: pd.DataFrame, loss: str, norm: str = "rms") -> 
         loss: one of :data:`LOSSES`. The curve is fitted to the logarithm of the norm. Rule: see ``_in_band``.
         norm: one of :data:`NORMS`.
     """
-    claim = f"The {NORMS[norm]} of the {LOSSES[loss]} is least for max|σ''| between 4 and 10, in {{orders}}."
+    claim = f"The {NORMS[norm]} of the {LOSSES[loss]} is least for max|σ″| between 4 and 10, in {{orders}}."
     frame = frame.assign(log_rms=np.log(_column(frame, f"hessian_{loss}.{norm}")))
     return _in_band(claim, "Place of the minimum", frame, "log_rms", "min")
 
@@ -513,7 +513,7 @@ def tuned_beat_common(frame: pd.DataFrame, value: str) -> Verdict:
     some is below 0 (p < 0.05 after Holm). Else undecided. Not testable: an activation of the table has no run here, or
     fewer than ``MIN_SEEDS`` seeds have a run of each.
     """
-    claim = f"Here, every order at max|σ''| = {TUNED:g} is more robust than every common activation of Table 1."
+    claim = f"Here, every order at max|σ″| = {TUNED:g} is more robust than every common activation of Table 1."
     family = frame["activation"] == "rctaf"
     rows = frame[
         (~family | np.isclose(frame["curvature"], TUNED)) & (frame[value].notna() if value in frame else False)
@@ -554,7 +554,7 @@ def table_1(frame: pd.DataFrame, value: str) -> list[Verdict]:
             single_runs_differ(
                 frame,
                 value,
-                f"The table's single runs show that every order at max|σ''| = {TUNED:g} is more robust than every "
+                f"The table's single runs show that every order at max|σ″| = {TUNED:g} is more robust than every "
                 f"common activation (at least {worst:.2f} % against at most {others[rival]:.2f} %, {rival}).",
                 worst - others[rival],
             ),
@@ -564,7 +564,7 @@ def table_1(frame: pd.DataFrame, value: str) -> list[Verdict]:
             single_runs_differ(
                 frame,
                 value,
-                f"A ranking that the table might suggest, not claimed by the paper: at max|σ''| = {TUNED:g}, {best} "
+                f"A ranking that the table might suggest, not claimed by the paper: at max|σ″| = {TUNED:g}, {best} "
                 f"is the best of the three orders "
                 f"({orders[best]:.2f} % against {', '.join(f'{v:.2f} %' for k, v in orders.items() if k != best)}).",
                 orders[best] - second,

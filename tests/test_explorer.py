@@ -89,7 +89,7 @@ def change(page, **values):
 
 
 def drawn_peak(page):
-    """max|σ''| read from the pixels of the third panel: the top of the curve against two tick labels."""
+    """max|σ″| read from the pixels of the third panel: the top of the curve against two tick labels."""
     return page.evaluate("""() => {
       const svg = document.querySelectorAll('.panels svg')[2];
       const ticks = [...svg.querySelectorAll('text[text-anchor=end]')];

@@ -240,7 +240,7 @@ def test_no_norm_compares_the_same_curvatures():
     short = plain[plain["curvature"].round(9) != 25]
     verdict = controls.no_norm(frame, short, VALUE)[1]
     assert verdict.outcome == "undecided"
-    assert verdict.measured.startswith("max|σ''| 0.5, 2, 7. ")
+    assert verdict.measured.startswith("max|σ″| 0.5, 2, 7. ")
     a_order_less = plain[plain["beta"] != 0]
     assert outcomes(controls.no_norm(frame, a_order_less, VALUE))[1] == "undecided"
 
@@ -254,14 +254,14 @@ def test_networks_that_learned_nothing_are_no_effect_on_robustness():
     wide = plain.assign(**{VALUE: 0.7 + 0.02 * np.log(plain["curvature"]) * (1 + 0.1 * plain["seed"])})
     learn, more, alike = controls.no_norm(frame, wide, VALUE)
     assert outcomes([learn, more, alike]) == ["not supported", "not supported", "not supported"]
-    assert "max|σ''| 0.5: 0 of 15; max|σ''| 2: 15 of 15; " in learn.measured
-    assert more.measured.startswith("max|σ''| 2, 7, 25. ")
+    assert "max|σ″| 0.5: 0 of 15; max|σ″| 2: 15 of 15; " in learn.measured
+    assert more.measured.startswith("max|σ″| 2, 7, 25. ")
     assert "orders 0 - 1: -3.00 points" in alike.measured  # not thinned out by the runs at chance
     # one network lost is enough to leave its curvature out, and not enough to say that none learns there
     one = frame.assign(clean_accuracy=np.where(lost & (frame["seed"] == 0) & (frame["beta"] == 0), 0.1, 0.95))
     learn, more, _ = controls.no_norm(one, wide, VALUE)
     assert learn.outcome == "undecided"
-    assert more.measured.startswith("max|σ''| 2, 7, 25. ")
+    assert more.measured.startswith("max|σ″| 2, 7, 25. ")
     nothing = frame.assign(clean_accuracy=0.1)
     assert outcomes(controls.no_norm(nothing, wide, VALUE)) == ["not supported", "not testable", "not testable"]
 
@@ -370,12 +370,12 @@ def test_page_reads_the_records_back(store):
     # the second: the third arm minus its partners, in points; in this world the start decides
     lines = {trace["name"]: numbers(trace["y"]) for trace in drawn[1]["data"]}
     np.testing.assert_allclose(lines["minus gain 1 from the same start"], 0, atol=0.3)
-    assert all(abs(y) > 1 for y in lines["minus gain 1 at the same max|σ''|"])
+    assert all(abs(y) > 1 for y in lines["minus gain 1 at the same max|σ″|"])
     # where alpha ends, layer by layer: the synthetic law
     moved = {trace["name"]: trace for trace in drawn[3]["data"]}
     for start, ratio in zip(numbers(moved["layer 7"]["x"]), numbers(moved["layer 7"]["y"]), strict=True):
         assert ratio == pytest.approx(final_alpha(2 * start, 7) / (2 * start), rel=1e-9)
-    words = "less than 20% of clean images, at max|σ''| 0.5: 0 of 15; max|σ''| 2: 0 of 15; max|σ''| 7: 0 of 15"
+    words = "less than 20% of clean images, at max|σ″| 0.5: 0 of 15; max|σ″| 2: 0 of 15; max|σ″| 7: 0 of 15"
     assert words in " ".join(outputs(out, "text/markdown"))
     titles = [figure["layout"]["title"]["text"] for figure in drawn]
     assert len(set(titles)) == len(titles)

@@ -12,11 +12,11 @@ import sys
 import pytest
 
 RECORDS = {  # all from a clean commit
-    "2ee70a417259": "TRADES, order 2 at max|σ''| = 7, seed 1",
+    "2ee70a417259": "TRADES, order 2 at max|σ″| = 7, seed 1",
     "cc154e1f6be9": "TRADES, GELU, seed 1",
-    "3e016d04cf74": "ACAT, order 1 at max|σ''| = 7, seed 0",
-    "23a5fbd35782": "DKL, order 1 at max|σ''| = 7, seed 0",
-    "cb95755b3b28": "standard training, order 1 at max|σ''| = 7, seed 1",
+    "3e016d04cf74": "ACAT, order 1 at max|σ″| = 7, seed 0",
+    "23a5fbd35782": "DKL, order 1 at max|σ″| = 7, seed 0",
+    "cb95755b3b28": "standard training, order 1 at max|σ″| = 7, seed 1",
 }
 
 

@@ -79,7 +79,7 @@ def test_proof_agrees_with_a_dense_grid(order):
     ]
     assert proof.extrema[0].at.upper == 0
     assert [float(e.at) for e in proof.extrema[1:]] == pytest.approx(turns, abs=1 / 32)
-    # on a grid of step h a maximum is missed by at most h²/8 max|σ''''|, below 3 % here
+    # on a grid of step h a maximum is missed by at most h²/8 max|σ⁗|, below 3 % here
     assert float(proof.maximum) == pytest.approx(float(max(map(abs, values))), rel=0.03)
     assert float(proof.maximum) >= max(map(abs, values))
 
@@ -188,7 +188,7 @@ def run_javascript(source):
 
 @pytest.fixture(scope="module")
 def printed():
-    """Values of the printed JavaScript: {function: [[x, alpha, [σ, σ', σ'']], ...]}, computed by node in one go."""
+    """Values of the printed JavaScript: {function: [[x, alpha, [σ, σ′, σ″]], ...]}, computed by node in one go."""
     points = [-1e5, -800, -40, -3.7, -1, -1e-3, 0, 1e-3, 0.5, 2, 3.1, 9, 40, 800, 1e5]
     source = (
         symbolic.javascript()
@@ -217,7 +217,7 @@ def test_printed_family(printed, order):
                 expected = [f(mpmath.mpf(x), mpmath.mpf(sharpness)) for f in exact]
             for n, (value, truth) in enumerate(zip(values, expected, strict=True)):
                 assert value is not None, "JSON has null for NaN and infinity"
-                # rounding of u = αx is amplified by |u| in e^{-|u|}; terms of size up to 1e2 cancel near zeros of σ''
+                # rounding of u = αx is amplified by |u| in e^{-|u|}; terms of size up to 1e2 cancel near zeros of σ″
                 scale = sharpness ** (n - 1) if x == 0 or n != 0 else max(abs(x), 1 / sharpness)
                 assert abs(value - truth) <= 1e-12 * scale + 1e-12 * abs(truth)
 

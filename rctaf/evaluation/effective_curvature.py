@@ -1,22 +1,22 @@
 """How curved an activation is over the range that it really sees.
 
-max|σ''| has the unit 1/(pre-activation). Since σ_{α,β}(z) = σ_{1,β}(αz)/α, the sharpness α can be traded
+max|σ″| has the unit 1/(pre-activation). Since σ_{α,β}(z) = σ_{1,β}(αz)/α, the sharpness α can be traded
 against the scale of what comes in: (α, z) → (α/k, kz) multiplies the output by k, which the next linear map
 can undo. So the function of a network does not determine α. Two dimensionless numbers, per layer, are the same for
 all ways of writing a function that this trade offers (Theorem "Invariance" of the book), with z the pre-activation:
 
     κ = α · std(z)                 how many bend-widths 1/α the pre-activations cover (RCT-AF only); the
                                    *effective curvature* of the book;
-    max|σ''| · std(z)              the same in curvature: 2^(β-2) κ for RCT-AF up to order 4, and defined for
+    max|σ″| · std(z)              the same in curvature: 2^(β-2) κ for RCT-AF up to order 4, and defined for
                                    every activation whose second derivative is bounded.
 
-Within one order they differ by a constant; between orders only the second can be equal where max|σ''| and std(z) are.
+Within one order they differ by a constant; between orders only the second can be equal where max|σ″| and std(z) are.
 The function alone does not determine them: a neuron added with outgoing weights 0 changes std(z), and no output.
 
 Where a batch norm stands directly before the activation, α · |gain| is the part of κ of one channel. All three
 are unchanged under (α, gain, bias) → (α/k, k·gain, k·bias).
 
-Not to be confused with the *rms curvature*, the root mean square of σ'' over normal inputs, which the axis
+Not to be confused with the *rms curvature*, the root mean square of σ″ over normal inputs, which the axis
 ``rms_curvature`` of a grid means (:func:`rctaf.family.rms_curvature_at_start`).
 """
 
@@ -44,7 +44,7 @@ class LayerCurvature:
     Attributes:
         name: of the module in the model; calls of one module in several places are pooled.
         std: standard deviation of the pre-activations over images, channels and positions.
-        curvature: max|σ''| of the activation; None where σ' jumps (ReLU, Leaky ReLU, SELU).
+        curvature: max|σ″| of the activation; None where σ′ jumps (ReLU, Leaky ReLU, SELU).
         kappa: α · std; None for other activations than RCT-AF.
         curvature_std: curvature · std; None where there is no curvature.
         gain_kappa: α · |gain| of each channel of the batch norm directly before; None where there is none.
@@ -139,7 +139,7 @@ def _layer(name: str, module: nn.Module, entry: _Sums) -> LayerCurvature:
 
 
 def _baseline_curvature(module: nn.Module) -> float | None:
-    """max|σ''| of a named baseline in float64; None where σ' jumps at 0, the only place where one of them does."""
+    """max|σ″| of a named baseline in float64; None where σ′ jumps at 0, the only place where one of them does."""
 
     def derivatives(points: Tensor) -> tuple[Tensor, Tensor]:
         z = points.clone().requires_grad_()

@@ -10,7 +10,7 @@ so two measures are taken against it:
 1. *The Gauss-Newton part is computed exactly.* With logits z(θ) and their loss ℓ(z),
    H = Jᵀ(∇²ℓ)J + Σ_i (∂ℓ/∂z_i) ∇²z_i = G + R. The first matrix carries the large eigenvalues, and
    its diagonal g needs only first derivatives: g = Σ_images Σ_k λ_k (∂(u_kᵀz)/∂θ)², with
-   eigenpairs (λ_k, u_k) of ∇²ℓ. The second matrix, where σ'' lives, is the Hessian of
+   eigenpairs (λ_k, u_k) of ∇²ℓ. The second matrix, where σ″ lives, is the Hessian of
    θ ↦ Σ_i c_i z_i(θ) with the constants c = ∂ℓ/∂z, so Rv costs no more than Hv. The samples
 
        D = g + v ⊙ Rv,   E[D] = d,
@@ -73,7 +73,7 @@ class HessianEstimate:
         relative_half_width: half the interval of ‖d‖ over ‖d‖; None where it has no meaning.
         converged: whether ``relative_half_width`` reached what was asked for.
         gauss_newton_square: ‖diag G‖², exact.
-        remainder_square: estimate of ‖d - diag G‖², the part linear in σ'', unbiased as ``square`` is.
+        remainder_square: estimate of ‖d - diag G‖², the part linear in σ″, unbiased as ``square`` is.
         scale_free_square: unbiased estimate of ‖d ⊙ w²‖², which rescaling a weight and undoing it downstream
             (in a batch norm, say) leaves unchanged; from probes of its own, of diag(w) H diag(w).
         scale_free_standard_error, scale_free_probes: of ``scale_free_square``; always 64 probes.
