@@ -16,7 +16,7 @@ from synthetic import fill
 from rctaf import figures, records
 from rctaf.config import Grid
 from rctaf.notebooks import execute_notebook
-from rctaf.verdicts import OUTCOMES
+from rctaf.verdicts import NEW_SEED, OUTCOMES
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "notebooks" / "figures"
@@ -385,6 +385,28 @@ def test_summary_has_a_row_per_claim(store, tmp_path):
     assert counted == [sum(cell == outcome for row in cells.values() for cell in row) for outcome in OUTCOMES]
     assert "ResNet-8 (8/16/32 channels) on digits in ℓ∞ with ε = 0.15" in text
     assert "No record holds a result of the standard version of AutoAttack yet" in text
+
+
+def test_summary_judges_later_seeds_by_themselves(tmp_path, monkeypatch):
+    """Ten seeds that peak at 1, but for the five that the rules had seen, which peak at 6.5."""
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    doc = {"name": "two halves", "scale": "synthetic", "base": {"beta": 1}}
+    for seeds, peak in ((range(NEW_SEED), 6.5), (range(NEW_SEED, 10), 1.0)):
+        axes = {"seed": list(seeds), "curvature": CURVATURES}
+        fill(Grid(**doc, blocks=[{"axes": axes}]), peak=peak, hessian_least=1.0)
+    (tmp_path / "halves.yaml").write_text(
+        yaml.safe_dump(doc | {"blocks": [{"axes": {"seed": list(range(10)), "curvature": CURVATURES}}]})
+    )
+    out = tmp_path / "summary.ipynb"
+    grids = {str(tmp_path / "halves.yaml"): "halves"}
+    execute_notebook(
+        FIGURES / "summary.ipynb", out, {"adversarial_grids": grids, "standard_grids": [], "comparisons": {}}
+    )
+    later, everything = (box for box in outputs(out, "text/html") if "table verdicts" in box)
+    (peaks,) = re.findall(r"Place of the peak: order 1: ([0-9.]+)[^;]*; 5 seeds.*?(not supported|supported)<", later)
+    assert (float(peaks[0]), peaks[1]) == (pytest.approx(1.0, rel=0.05), "not supported")
+    assert "10 seeds" in everything
+    assert "35 runs with seed 5 or higher" in " ".join(outputs(out, "text/markdown"))
 
 
 def test_figure_3_and_summary_say_what_the_whole_of_autoattack_takes(store, tmp_path, monkeypatch):
