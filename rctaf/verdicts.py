@@ -36,12 +36,12 @@ from rctaf.statistics import (
 )
 from rctaf.statistics import rank_correlation as spearman
 
-BAND = (4.0, 10.0)  # the paper's optimal range of max|sigma''|
+BAND = (4.0, 10.0)  #: the band: the paper's optimal range of max|sigma''|
 TUNED = 7.0  # max|sigma''| of RCT-AF in its Table 1
-MARGIN = 0.01  # accuracies closer than one percentage point count as equal
-MIN_SEEDS = 3
-FIT_CURVATURES = 4  # a curve through fewer has no place of its own to be best at
-BOOTSTRAP_SEEDS = 5  # below it, intervals by resampling seeds miss far too often: tests/test_statistics.py
+MARGIN = 0.01  #: accuracies closer than one percentage point count as equal
+MIN_SEEDS = 3  #: with fewer no estimate is printed
+FIT_CURVATURES = 4  #: a curve through fewer has no place of its own to be best at
+BOOTSTRAP_SEEDS = 5  #: with fewer, intervals by resampling seeds miss far too often (simulated in the tests)
 OUTCOMES = ("supported", "not supported", "undecided", "not testable")
 
 RULES_CHANGED = "2026-11-22"
@@ -204,7 +204,7 @@ def _points(e: Estimate) -> str:
 
 
 def peak_in_band(frame: pd.DataFrame, value: str) -> Verdict:
-    """Fig. 3: robust accuracy is highest for max|sigma''| between 4 and 10. Rule: see ``_in_band``."""
+    """Fig. 3: robust accuracy is highest for max|sigma''| between 4 and 10. Rule: see :func:`_in_band`."""
     claim = "Robustness peaks when max|σ″| lies between 4 and 10, in {orders}."
     return _in_band(claim, "Place of the peak", frame, value, "max")
 
@@ -278,12 +278,12 @@ def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
 
 
 def rises_below(frame: pd.DataFrame, value: str) -> Verdict:
-    """Fig. 3: too little curvature costs robustness. Rule: see ``_trend_below``."""
+    """Fig. 3: too little curvature costs robustness. Rule: see :func:`_trend_below`."""
     return _trend_below("Below 4, robustness rises with max|σ″| (trend, mean of the orders).", frame, value)
 
 
 def clean_accuracy_falls_below(frame: pd.DataFrame) -> Verdict:
-    """Fig. 7 right: standard training loses clean accuracy below 4. Rule: see ``_trend_below``."""
+    """Fig. 7 right: standard training loses clean accuracy below 4. Rule: see :func:`_trend_below`."""
     claim = "In standard training, clean accuracy falls as max|σ″| decreases below 4 (trend, mean of the orders)."
     return replace(_trend_below(claim, frame, "clean_accuracy"), topic="Fig. 7: clean accuracy falls below 4")
 
@@ -377,6 +377,7 @@ def order_2_falls_fastest(frame: pd.DataFrame, value: str) -> Verdict:
     return Verdict(claim, measured, outcome)
 
 
+#: which norm, and its name in a claim
 NORMS = {"rms": "Hessian diagonal norm", "scale_free": "scale-free Hessian diagonal norm"}
 
 
@@ -399,6 +400,7 @@ def _column(frame: pd.DataFrame, name: str) -> pd.Series:
     return frame.get(name, pd.Series(np.nan, frame.index)).astype(float)
 
 
+#: which loss, and its name in a claim
 LOSSES = {"clean": "clean loss", "adversarial": "loss on attacked images"}
 
 
@@ -406,7 +408,7 @@ def hessian_least_in_band(frame: pd.DataFrame, loss: str, norm: str = "rms") -> 
     """Fig. 7 left: the normalised Hessian diagonal norm is least for max|sigma''| between 4 and 10.
 
     Args:
-        loss: one of :data:`LOSSES`. The curve is fitted to the logarithm of the norm. Rule: see ``_in_band``.
+        loss: one of :data:`LOSSES`. The curve is fitted to the logarithm of the norm. Rule: see :func:`_in_band`.
         norm: one of :data:`NORMS`.
     """
     claim = f"The {NORMS[norm]} of the {LOSSES[loss]} is least for max|σ″| between 4 and 10, in {{orders}}."

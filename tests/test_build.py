@@ -1,16 +1,23 @@
 """tools/assets.py and tools/build_book.py, the latter on a book of three pages in a folder of its own."""
 
+import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import pytest
 import yaml
 from plotly.offline import get_plotlyjs_version
+
+from rctaf import controls, costs, verdicts
+from rctaf.config import RunConfig
+from rctaf.records import load_all, table
 
 ROOT = Path(__file__).resolve().parent.parent
 VENDOR = ROOT / "vendor"
@@ -22,6 +29,32 @@ def test_every_page_of_the_contents_exists_once():
     assert len(pages) == len(set(pages))
     for page in pages:
         assert (ROOT / f"{page}.md").exists() != (ROOT / f"{page}.ipynb").exists(), page
+
+
+def test_every_column_of_a_record_is_explained_in_the_reference():
+    text = (ROOT / "book/reference.md").read_text()
+    described = set(re.findall(r"`([a-z0-9_]+)(?:\.…)?`", text[text.index("(record-columns)=") :]))
+    records = load_all()
+    columns = {name.split(".")[0] for name in table(records).columns} - set(RunConfig.model_fields)
+    assert {"clean_accuracy", "hessian_clean"} <= columns <= described
+    history = {name for record in records for name in record.history}
+    assert {name for name in history if not name.startswith("alpha_")} <= described
+
+
+def test_every_rule_is_on_the_page_of_rules():
+    documented = set(re.findall(r"autofunction:: rctaf\.(\w+\.\w+)", (ROOT / "book/rules.md").read_text()))
+    for module in (verdicts, controls, costs):
+        home = module.__name__.removeprefix("rctaf.")
+        rules = {f"{home}.{name}" for name, f in vars(module).items() if is_rule(f, module)}
+        assert rules <= documented, rules - documented
+
+
+def is_rule(f: object, module: ModuleType) -> bool:
+    """A public function that makes verdicts, and more than a list of what others make."""
+    if not inspect.isfunction(f) or f.__module__ != module.__name__ or f.__name__.startswith("_"):
+        return False
+    makes = f.__annotations__["return"]
+    return makes == "Verdict" or (makes == "list[Verdict]" and module is controls)
 
 
 def test_lock_file_pins_everything_and_names_no_registry():

@@ -149,7 +149,8 @@ def staged() -> Iterator[Path]:
 
 
 def digest() -> str:
-    return sha256(staged(), environment())
+    """Everything that the pages are made of: what is staged, and the package, whose docstrings are on some."""
+    return sha256([*staged(), *(ROOT / "rctaf").rglob("*.py")], environment())
 
 
 def built(now: str) -> bool:

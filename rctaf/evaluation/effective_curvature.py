@@ -47,7 +47,7 @@ class LayerCurvature:
         curvature: max|σ″| of the activation; None where σ′ jumps (ReLU, Leaky ReLU, SELU).
         kappa: α · std; None for other activations than RCT-AF.
         curvature_std: curvature · std; None where there is no curvature.
-        gain_kappa: α · |gain| of each channel of the batch norm directly before; None where there is none.
+        gain_kappa: α · abs(gain) of each channel of the batch norm directly before; None where there is none.
     """
 
     name: str
