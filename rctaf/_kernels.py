@@ -161,7 +161,7 @@ def derivative_of_sum(
             fused = kernel.derivative_of_sum(terms, alpha, beta, n, grad)
             if fused is not None:
                 return fused
-        x, *rest = (_value(term) for term in terms)
+        x, *rest = (value(term) for term in terms)
         for other in rest:
             x = x + other
         if grad is None:
@@ -170,7 +170,8 @@ def derivative_of_sum(
         return grad * derivative(x, alpha, beta, n) if fused is None else fused
 
 
-def _value(term: Summand) -> Tensor:
+def value(term: Summand) -> Tensor:
+    """The tensor that a summand stands for."""
     if term.scale is None or term.shift is None:
         return term.x
     scale, shift = (t.view(-1, *[1] * (term.x.ndim - 2)) for t in (term.scale, term.shift))

@@ -18,10 +18,9 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rctaf import _kernels
@@ -85,24 +84,7 @@ _Derivative.forward.__signature__ = inspect.signature(_Derivative.forward)  # ty
 """Which ``apply`` asks for at every call: found beforehand, that takes a third of the time on a small tensor."""
 
 
-class _Norm(NamedTuple):
-    """What a batch norm in training mode keeps for its own backward pass, so that its output can be had again."""
-
-    x: Tensor
-    weight: Tensor
-    scale: Tensor  # weight and bias with the statistics of this batch, without their gradients
-    shift: Tensor
-    bias_then: Tensor  # a copy: the norm does not keep its bias, so that others may change it before the backward pass
-    bias: Tensor
-    eps: float
-
-    def output(self) -> Tensor:
-        """The output, differentiable any number of times."""
-        bias = self.bias_then + (self.bias - self.bias.detach())  # the value of then, the gradient to what it is now
-        return F.batch_norm(self.x, None, None, self.weight, bias, True, 0.0, self.eps)
-
-
-def _norm_behind(y: Tensor) -> _Norm | None:
+def _norm_behind(y: Tensor) -> Summand | None:
     """The batch norm in training mode whose output ``y`` is, if it still keeps what it was computed from; else None.
 
     The norm keeps everything but its bias, which is taken to be what it was when the norm was called.
@@ -119,39 +101,57 @@ def _norm_behind(y: Tensor) -> _Norm | None:
     bias = getattr(node.next_functions[2][0], "variable", None)
     if weight is None or bias is None:
         return None
-    eps = node._saved_eps if hasattr(node, "_saved_eps") else node._saved_epsilon
     with torch.no_grad():  # in single precision at least, which the kernels ask for
         scale = _kernels.widen(inverse_std) * weight
         shift = torch.addcmul(_kernels.widen(bias), _kernels.widen(mean), scale, value=-1)
-        return _Norm(x, weight, scale, shift, bias.clone(), bias, eps)
+    return Summand(x, scale, shift)
 
 
 class _OfSum(torch.autograd.Function):
-    """sigma of one value or of the sum of two. Of a batch norm's output nothing is saved: it is computed again.
+    """sigma of one value or of the sum of two, through :func:`_of_sum`, which puts stand-ins for what a norm made.
 
-    The norm keeps its input for its own backward pass; ReLU keeps its output, which the next layer keeps too. So a
-    network with this activation holds what one with ReLU holds.
+    A stand-in has the place of the norm's output in the graph, not its memory; the values are computed again.
     """
 
     @staticmethod
-    def forward(ctx: Any, alpha: float, beta: int, norms: tuple[_Norm | None, ...], *values: Tensor) -> Tensor:
-        ctx.alpha, ctx.beta, ctx.rest = alpha, beta, [None if norm is None else norm[5:] for norm in norms]
-        ctx.save_for_backward(
-            *(t for norm, y in zip(norms, values, strict=True) for t in ((y,) if norm is None else norm[:5]))
-        )
+    def forward(ctx: Any, alpha: float, beta: int, norms: tuple[Summand | None, ...], *values: Tensor) -> Tensor:
+        ctx.alpha, ctx.beta, ctx.from_norm = alpha, beta, [norm is not None for norm in norms]
+        ctx.save_for_backward(*values, *(t for norm in norms if norm is not None for t in norm))
         return _kernels.derivative_of_sum(tuple(map(Summand, values)), alpha, beta, 0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        parts = [next(saved) if rest is None else _Norm(*islice(saved, 5), *rest) for rest in ctx.rest]
+        values = list(islice(saved, len(ctx.from_norm)))
+        terms = [Summand(*islice(saved, 3)) if norm else None for norm in ctx.from_norm]
         if torch.is_grad_enabled() or _kernels.has_tangent(grad):  # somebody differentiates once more
-            x = sum(part.output() if isinstance(part, _Norm) else part for part in parts)
+            # of a norm's output the value is computed; the stand-in, which is zero, adds its place in the graph
+            known = (None if term is None else _kernels.value(term).detach() for term in terms)
+            x = sum(y if output is None else y + output for y, output in zip(values, known, strict=True))
             result = grad * _Derivative.apply(x, ctx.alpha, ctx.beta, 1)
         else:
-            terms = (Summand(p.x, p.scale, p.shift) if isinstance(p, _Norm) else Summand(p) for p in parts)
-            result = _kernels.derivative_of_sum(tuple(terms), ctx.alpha, ctx.beta, 1, grad)
-        return None, None, None, *[result] * len(parts)
+            summands = tuple(Summand(y) if term is None else term for y, term in zip(values, terms, strict=True))
+            result = _kernels.derivative_of_sum(summands, ctx.alpha, ctx.beta, 1, grad)
+        return None, None, None, *[result] * len(values)
+
+
+def _stand_in(y: Tensor) -> Tensor:
+    """Zeros in the shape of ``y`` that take the memory of one number."""
+    return y.new_zeros(()).expand_as(y)
+
+
+def _of_sum(alpha: float, beta: int, *values: Tensor) -> Tensor:
+    """sigma of one value or of the sum of two. Of a batch norm's output nothing is saved: it is computed again.
+
+    The norm keeps its input for its own backward pass; ReLU keeps its output, which the next layer keeps too. So a
+    network with this activation holds what one with ReLU holds.
+    """
+    norms = tuple(map(_norm_behind, values))
+    result: Tensor = _OfSum.apply(alpha, beta, norms, *values)
+    for norm, saved in zip(norms, result.grad_fn._raw_saved_tensors, strict=False):  # type: ignore[union-attr]
+        if norm is not None:
+            saved.register_hooks(_stand_in, lambda y: y)
+    return result
 
 
 def _saves(*values: Tensor) -> bool:
@@ -203,7 +203,7 @@ def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
         if plain(x) and not _kernels.has_tangent(x):  # nobody differentiates
             return _kernels.derivative(x, alpha, beta, 0)
     elif beta > 0 and _saves(x):
-        return _OfSum.apply(alpha, beta, (_norm_behind(x),), x)
+        return _of_sum(alpha, beta, x)
     return _Derivative.apply(x, alpha, beta, 0)
 
 
@@ -258,8 +258,7 @@ def activate_sum(activation: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         and not any(hooks)  # they would not be called
         and not torch.nn.modules.module._has_any_global_hook()
     ):
-        norms = _norm_behind(x), _norm_behind(y)
-        return _OfSum.apply(activation.alpha, activation.beta, norms, x, y)
+        return _of_sum(activation.alpha, activation.beta, x, y)
     return activation(x + y)
 
 

@@ -1,11 +1,13 @@
 """RCT-AF after a batch norm, and after the sum of a residual block: what is saved, and that nothing else changes."""
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.func import functional_call, jvp
 from torch.profiler import profile
 from torch.utils.checkpoint import checkpoint
@@ -139,7 +141,7 @@ def test_the_kernel_adds_what_the_formula_adds(shape, memory_format, dtype):
     scale, shift = torch.rand(2, shape[1], generator=generator) + 0.5
     a, b = _native.Summand(x, scale, shift), _native.Summand(other, shift, scale)
     for terms in ((a,), (a, _native.Summand(other)), (_native.Summand(x), b), (a, b)):
-        values = [_kernels._value(term) for term in terms]
+        values = [_kernels.value(term) for term in terms]
         total = values[0] if len(terms) == 1 else values[0] + values[1]
         got = _native.derivative_of_sum(terms, 7.0, 2, 1, grad)
         assert torch.equal(got, _native.derivative(total, 7.0, 2, 1, grad))
@@ -169,9 +171,68 @@ def test_any_derivative_goes_through_the_norm(beta):
         assert torch.autograd.gradgradcheck(function, inputs)
 
 
+def second_derivatives(beta: int, how: str) -> list[torch.Tensor]:
+    """By x, by what the norms made of it, held as tensors or as edges of the graph, and by their parameters."""
+    torch.manual_seed(0)
+    norm, other, activation = nn.BatchNorm1d(3).double(), nn.BatchNorm1d(3).double(), RCTAF(2.0, beta)
+    for parameter in (*norm.parameters(), *other.parameters()):
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    x = torch.randn(5, 3).double().requires_grad_()
+    y = norm(x)
+    values = [y] if how == "alone" else [y, other(x**3)] if how == "two norms" else [y, x**3]
+    loss = (activation(y) if how == "alone" else activate_sum(activation, *values)).square().sum()
+    edges = [get_gradient_edge(value) for value in values]
+    del y, values  # nobody holds the outputs any more
+    gc.collect()
+    wanted = [*edges, x, *norm.parameters()]
+    first = torch.autograd.grad(loss, wanted, create_graph=True)
+    second = torch.autograd.grad(sum((g**3).sum() for g in first), wanted, create_graph=True)
+    return [*first, *second, *torch.autograd.grad(sum((g**2).sum() for g in second), wanted)]
+
+
+@pytest.mark.parametrize("how", ["alone", "two norms", "a norm and a tensor"])
+@pytest.mark.parametrize("beta", [1, 2, 3])
+def test_higher_derivatives_by_the_norms_output_that_nobody_holds(beta, how):
+    with as_saved_by_autograd():
+        want = second_derivatives(beta, how)
+    for a, b in zip(second_derivatives(beta, how), (w.detach() for w in want), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "formula"])
+@pytest.mark.parametrize("how", ["alone", "two norms", "a norm and a tensor", "by a hook"])
+@pytest.mark.parametrize("beta", [1, 2])
+def test_second_derivative_by_the_norms_output(beta, how, kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr(_native, "_library", lambda: None)
+    torch.manual_seed(0)
+    x, activation = torch.randn(5, 3, requires_grad=True), RCTAF(2.0, beta)
+    values = [nn.BatchNorm1d(3)(x)]
+    if how == "two norms":
+        values.append(nn.BatchNorm1d(3)(x * x))
+    if how == "a norm and a tensor":
+        values.append(torch.randn(5, 3, requires_grad=True))
+    out = activate_sum(activation, *values) if len(values) == 2 else activation(values[0])
+    assert served(out)
+    slope, bend = (_kernels.derivative(sum(values).detach().double(), 2.0, beta, n).float() for n in (1, 2))
+    loss = out.sum() + (values[0] ** 2).sum()
+    if how == "by a hook":
+        seen = []
+        values[0].register_hook(seen.append)
+        torch.autograd.grad(loss, x, create_graph=True)
+        torch.autograd.grad(seen[0].sum(), x)
+        torch.testing.assert_close(seen[1], bend + 2)
+        return
+    (first,) = torch.autograd.grad(loss, values[0], create_graph=True)
+    torch.testing.assert_close(first, slope + 2 * values[0])
+    second = torch.autograd.grad(first.sum(), values)
+    for got, extra in zip(second, (2, 0), strict=False):
+        torch.testing.assert_close(got, bend + extra)
+
+
 def served(y: torch.Tensor) -> bool:
     """Whether what a norm keeps was saved, and not its output."""
-    return type(y.grad_fn).__name__ == "_OfSumBackward" and len(y.grad_fn.saved_tensors) >= 5
+    return type(y.grad_fn).__name__ == "_OfSumBackward" and len(y.grad_fn.saved_tensors) > 2
 
 
 def test_where_it_applies_and_where_it_does_not():
