@@ -9,6 +9,8 @@ Importing this module needs triton, which comes with PyTorch for CUDA.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +21,6 @@ from rctaf._native import Summand
 from rctaf.family import polynomials
 
 _BLOCK = 1024
-_LAST_ORDER = 12  # some orders further on, coefficients no longer fit into 64 bits; the plain formula serves
 
 
 @triton.jit
@@ -113,9 +114,15 @@ def _takes(*tensors: Tensor) -> bool:
     return all(_native.plain(t) and t.dtype in (torch.float32, torch.float16, torch.bfloat16) for t in tensors)
 
 
+@cache
+def _fits(beta: int, n: int) -> bool:
+    """Whether the coefficients fit into 64 bits; for order 12 the last derivative is the 7th, for order 2 the 19th."""
+    return all(abs(a) < 2**63 for row in polynomials(beta, n) for a in row)
+
+
 def derivative(x: Tensor, alpha: float, beta: int, n: int, grad: Tensor | None = None) -> Tensor | None:
     """sigma^(n)(x), times ``grad`` where given, shape, dtype and memory format of ``x``; None for double precision
-    and beyond order 12."""
+    and where the kernel cannot be compiled: for high derivatives of high orders."""
     return derivative_of_sum((Summand(x),), alpha, beta, n, grad)
 
 
@@ -124,7 +131,7 @@ def derivative_of_sum(
 ) -> Tensor | None:
     """:func:`derivative` at the sum of one or two summands of one shape."""
     tensors = [term.x for term in terms] + ([] if grad is None else [grad])
-    if not _takes(*tensors) or beta > _LAST_ORDER:
+    if not _takes(*tensors) or not _fits(beta, n):
         return None
     out, *tensors = _native.aligned(*tensors)
     if out.numel():  # an empty grid cannot be launched

@@ -39,6 +39,10 @@ def positive(value: float, what: str) -> float:
     return float(value)
 
 
+LAST_ORDER = 12
+"""The highest order for tensors. A number such as the curvature, in as many digits as it takes, has no such limit."""
+
+
 def checked_order(value: int, what: str = "beta (order)") -> int:
     """The order as an int; ValueError unless it is 0, 1, 2, ..."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:

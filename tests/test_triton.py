@@ -69,6 +69,18 @@ def test_agrees_with_double_precision(alpha, beta, triton_kernel):
 
 
 @runs
+@pytest.mark.parametrize(("beta", "last"), [(2, 19), (7, 13), (12, 7)])
+def test_where_coefficients_outgrow_64_bits_the_plain_formula_serves(beta, last, triton_kernel):
+    x = torch.linspace(-3, 3, 40).to(DEVICE)
+    assert triton_kernel.derivative(x, 1.0, beta, last) is not None
+    assert triton_kernel.derivative(x, 1.0, beta, last + 1) is None
+    truth = _kernels.derivative(x.double().cpu(), 1.0, beta, last + 1)
+    got = _kernels.derivative(x, 1.0, beta, last + 1).double().cpu()
+    # terms of both signs cancel by all but three digits in single precision
+    torch.testing.assert_close(got, truth, rtol=0, atol=2e-3 * float(truth.abs().max()))
+
+
+@runs
 @pytest.mark.parametrize("beta", range(3))
 @pytest.mark.parametrize("n", range(3))
 def test_small_tails_keep_their_relative_precision(beta, n, triton_kernel):
