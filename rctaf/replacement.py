@@ -11,6 +11,7 @@ import dis
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import pairwise
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -46,9 +47,10 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
 
     An activation *called* as a function in the code of a forward method, made there, or held in a plain list, tuple or
     dict cannot be replaced from outside and is an error, never passed over in silence. To find it, the forward of every
-    module is traced symbolically, for training and for evaluation, on a copy (whose parameters take no memory): the
-    model and the random number generators stay as they are. Where a module cannot be copied or traced, its code is
-    read, which finds what is looked up by name.
+    module is traced symbolically, for training and for evaluation, with and without its optional arguments, on a copy
+    (whose parameters take no memory): the model and the random number generators stay as they are. Where a module
+    cannot be copied or traced, or asks for the type of something, its code is read, which finds what is looked up by
+    name, also where it would never run.
 
     Args:
         model: any module but an activation itself.
@@ -180,11 +182,19 @@ def _copies(model: nn.Module, modules: Iterable[nn.Module]) -> dict[nn.Module, n
 
 
 class _OwnCode(torch.fx.Tracer):
-    """Traces what one module's forward does itself; other modules of the model stay closed."""
+    """Traces what one module's forward does itself; other modules of the model stay closed.
 
-    def __init__(self, model: set[nn.Module]) -> None:
+    Every argument is a Proxy, which is never None, but those in ``defaults``, which are not given.
+    """
+
+    def __init__(self, model: set[nn.Module], defaults: frozenset[str]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.defaults = model, defaults
+
+    def create_proxy(self, kind: str, target: Any, args: Any, *more: Any, **named: Any) -> Any:
+        if kind == "placeholder" and target in self.defaults:
+            return args[0]
+        return super().create_proxy(kind, target, args, *more, **named)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if m in self.model:
@@ -206,28 +216,64 @@ def _called_inside(module: nn.Module, model: Iterable[nn.Module], copies: dict[n
         return []
     copies = copies or _copies(module, model)  # where the whole cannot be copied, this part may be
     known = {*model, *copies.values()}
-    try:
-        return sorted(_traced(copies[module], known))
-    except Exception:  # no copy, or whatever a forward may raise when it meets a Proxy: read its code instead
-        forward = inspect.unwrap(type(module).forward)
-        if not isinstance(forward, FunctionType):
-            return ["code that cannot be read"]
-        return sorted(_mentioned(forward.__code__, forward.__globals__, copies.get(module, module), known, set()))
+
+    def mentioned(function: FunctionType, seen: set[CodeType]) -> set[str]:
+        return _mentioned(function.__code__, function.__globals__, copies.get(module, module), known, seen)
+
+    forward = inspect.unwrap(type(module).forward)
+    if not isinstance(forward, FunctionType):
+        return ["code that cannot be read"]
+    seen: set[CodeType] = set()
+    read = mentioned(forward, seen)
+    graphs, complete = _traces(copies[module], known) if module in copies else ([], False)
+    names = set() if complete and not _asks_what_it_got(forward, seen) else read
+    for node in [node for graph in graphs for node in graph.nodes]:
+        target = node.target
+        if node.op == "call_method" and target in _FUNCTION_NAMES:
+            names.add(str(target))
+        if node.op == "call_function" and (_is_activation_function(target) or _makes_activation(target)):
+            names.add(getattr(target, "__name__", str(target)))
+        if "is_wrapped" in node.meta and isinstance(target, FunctionType):  # by torch.fx.wrap: not traced
+            names |= mentioned(target, set())
+    return sorted(names)
 
 
-def _traced(module: nn.Module, model: set[nn.Module]) -> set[str]:
-    """Names of the activations that a module's forward calls as functions or makes when run; the module may change."""
-    nodes: list[torch.fx.Node] = []
-    for training in (True, False):  # a trace takes one path
-        vars(module)["training"] = training
-        nodes += _OwnCode(model).trace(module).nodes
-    return {
-        name
-        for node in nodes
-        for name in [node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")]
-        if (node.op == "call_function" and (_is_activation_function(node.target) or _makes_activation(node.target)))
-        or (node.op == "call_method" and name in _FUNCTION_NAMES)
-    }
+def _traces(module: nn.Module, model: set[nn.Module]) -> tuple[list[torch.fx.Graph], bool]:
+    """What a module's forward does when run, and whether every trace came to its end; the module may change.
+
+    A trace takes one path. These are for training and for evaluation, each with all arguments given, with those that
+    have defaults left out, and with each of them alone given or left out.
+    """
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    optional = frozenset(p.name for p in parameters if p.default is not p.empty)
+    alone = [frozenset({name}) for name in optional]
+    left_out = dict.fromkeys([frozenset(), optional, *alone, *(optional - one for one in alone)])
+    graphs, complete = [], True
+    for training in (True, False):
+        for defaults in left_out:
+            vars(module)["training"] = training
+            try:
+                graphs.append(_OwnCode(model, defaults).trace(module))
+            except Exception:  # whatever a forward may raise when it meets a Proxy
+                complete = False
+    return graphs, complete
+
+
+def _asks_what_it_got(forward: FunctionType, codes: Iterable[CodeType]) -> bool:
+    """Whether a forward asks what a Proxy in place of an argument answers wrongly.
+
+    That is: in any of these codes, what type something has; in its own, whether an argument without a default is None.
+    """
+    if any({"isinstance", "issubclass", "hasattr", "type", "is_tensor"} & {*code.co_names} for code in codes):
+        return True
+    parameters = inspect.signature(forward).parameters.values()
+    required = {p.name for p in parameters if p.default is p.empty}
+    for step, following in pairwise(dis.get_instructions(forward)):
+        name = step.argval[-1] if isinstance(step.argval, tuple) and step.argval else step.argval
+        none = following.opname.endswith("NONE") or (following.opname == "LOAD_CONST" and following.argval is None)
+        if none and "LOAD_FAST" in step.opname and name in required:
+            return True
+    return False
 
 
 _UNKNOWN = object()

@@ -189,6 +189,58 @@ class Decorated(nn.Module):
         return F.relu(x) if x.sum() > 0 else x
 
 
+class Optional(Functional):
+    """A Proxy is never None."""
+
+    def forward(self, x, skip=None):
+        h = self.lin(x)
+        if skip is None:
+            return F.relu(h)
+        return self.relu(h + skip)
+
+
+class OneOfTwo(Functional):
+    """Neither all defaults nor none of them gets here."""
+
+    def forward(self, x, scale=None, *, shift=None):
+        if scale is None:
+            return self.relu(x)
+        return F.relu(x * scale) if shift is None else self.relu(x * scale + shift)
+
+
+class Required(Functional):
+    def forward(self, x, skip):
+        return F.relu(x) if skip is None else self.relu(x + skip)
+
+
+class TypeOf(Functional):
+    """A Proxy is no Tensor."""
+
+    def forward(self, x):
+        if isinstance(x, torch.Tensor):
+            return F.relu(self.lin(x))
+        return self.relu(self.lin(x[0]))
+
+
+class TypeOfInside(Functional):
+    def forward(self, x):
+        return activated(x, self.relu)
+
+
+def activated(x, act):
+    return torch.celu(x) if torch.is_tensor(x) else act(x[0])
+
+
+@torch.fx.wrap
+def closed_to_traces(x):
+    return helper(x)
+
+
+class Wrapped(nn.Module):
+    def forward(self, x):
+        return closed_to_traces(x)
+
+
 class Locked(nn.Module):
     def __init__(self):
         super().__init__()
@@ -226,6 +278,12 @@ def exported():
         (Untraceable, r"0 \(Untraceable\) calls silu"),
         (Inherits, r"0 \(Inherits\) calls silu"),
         (Elsewhere, r"0 \(Elsewhere\) calls elu"),
+        (Optional, r"0 \(Optional\) calls relu"),
+        (OneOfTwo, r"0 \(OneOfTwo\) calls relu"),
+        (Required, r"0 \(Required\) calls relu"),
+        (TypeOf, r"0 \(TypeOf\) calls relu"),
+        (TypeOfInside, r"0 \(TypeOfInside\) calls celu"),
+        (Wrapped, r"0 \(Wrapped\) calls silu"),
         (lambda: torch.fx.symbolic_trace(Functional()), r"calls relu"),
         (lambda: nn.RNN(2, 2, nonlinearity="relu"), r"0 \(RNN\) calls relu"),
     ],
