@@ -97,9 +97,12 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
     for parent, name, old in places:
         setattr(parent, name, new[old].train(parent.training))
     for module in model.modules():
-        # The fast path of nn.TransformerEncoderLayer computes ReLU or GELU itself, whatever the layer holds, unless:
+        # As the constructors set them for any other activation: the fast path of nn.TransformerEncoderLayer computes
+        # ReLU or GELU itself, whatever the layer holds, and only that path takes the encoder's nested tensors.
         if "activation_relu_or_gelu" in vars(module):
             vars(module)["activation_relu_or_gelu"] = 0
+        if "use_nested_tensor" in vars(module):
+            vars(module)["use_nested_tensor"] = False
     return len(places)
 
 

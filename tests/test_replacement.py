@@ -413,11 +413,12 @@ def test_functions_held_as_attributes_are_replaced(f):
 @pytest.mark.parametrize("activation", ["gelu", nn.ReLU()])
 def test_transformer_layer_and_its_fast_path(activation):
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation=activation, batch_first=True)
-    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model = nn.TransformerEncoder(layer, 2)
     assert replace(model, new) == 2
-    x = torch.randn(2, 3, 8)
+    x, padding = torch.randn(2, 3, 8), torch.tensor([[False, False, True], [False, False, False]])
     with torch.no_grad():
-        assert torch.allclose(model.train()(x), model.eval()(x), atol=1e-6)
+        expected, got = (mode(x, src_key_padding_mask=padding) for mode in (model.train(), model.eval()))
+    assert torch.allclose(expected[~padding], got[~padding], atol=1e-6)
 
 
 def test_replace_refuses_what_is_no_factory_or_no_network():
