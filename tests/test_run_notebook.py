@@ -3,6 +3,7 @@
 import ast
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import papermill
@@ -11,6 +12,7 @@ import torch
 from papermill.exceptions import PapermillExecutionError
 
 from rctaf import data, evaluation, models, records
+from rctaf.arithmetic import repeatable
 from rctaf.config import RunConfig
 from rctaf.notebooks import execute_notebook
 
@@ -27,6 +29,31 @@ def test_parameters_cell_is_run_config() -> None:
     (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
     values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
     assert values == {name: field.default for name, field in RunConfig.model_fields.items()}
+
+
+def cells_of_code() -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(RUN, as_version=4).cells if cell.cell_type == "code"]
+
+
+def test_only_the_tagged_cell_sets_settings() -> None:
+    """Else a cell run again reads what a later one made of a setting, and the run has another id."""
+    for cell in cells_of_code():
+        names = (node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name))
+        stored = {name.id for name in names if isinstance(name.ctx, ast.Store)}
+        tagged = "parameters" in cell.metadata.get("tags", [])
+        assert stored & RunConfig.model_fields.keys() == (RunConfig.model_fields.keys() if tagged else set())
+
+
+def test_a_norm_whose_square_came_out_negative_is_no_zero(capsys) -> None:
+    estimate = SimpleNamespace(rms=None, rms_interval=(0.0, 0.5), probes=64, record=dict)
+    tools = SimpleNamespace(effective_curvature=lambda *a: [], hessian_diagonal_norm=lambda *a, **kw: estimate)
+    x, y = torch.zeros(2, 1, 8, 8), torch.zeros(2)
+    (cell,) = (cell for cell in cells_of_code() if "hessian_diagonal_norm" in cell.source)
+    names = {"config": RunConfig(), "evaluation": tools, "test_x": x, "test_y": y, "device": "cpu", "metrics": {}}
+    names |= {"pgd": lambda model, x, *a, **kw: x, "cross_entropy": id, "torch": torch, "repeatable": repeatable}
+    exec(cell.source, {"model": None, "F": torch.nn.functional, "radius": 0.1, **names})
+    said = "rms not determined (its square came out negative), 95 % interval 0 to 0.5, 64 probes"
+    assert capsys.readouterr().out == f"hessian_clean: {said}\nhessian_adversarial: {said}\n"
 
 
 @pytest.fixture(scope="module")
