@@ -357,9 +357,17 @@ def test_bf16_is_for_the_network_and_not_for_the_loss(method, digits, monkeypatc
     assert {dtype for name, dtype in seen if name != "linear"} == {torch.float32}
 
 
-def test_deterministic_algorithms_are_required_inside_and_only_there():
-    assert not torch.are_deterministic_algorithms_enabled()
-    with loop.deterministic():
-        assert torch.are_deterministic_algorithms_enabled()
-    assert not torch.are_deterministic_algorithms_enabled()
-    assert torch.utils.deterministic.fill_uninitialized_memory
+@pytest.mark.parametrize("setting", [(False, False), (True, True), (True, False)])
+def test_deterministic_algorithms_are_required_inside_and_only_there(setting):
+    def now():
+        return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+    enabled, warn_only = setting
+    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+    try:
+        with loop.deterministic():
+            assert now() == (True, False)
+        assert now() == setting
+        assert torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(False)

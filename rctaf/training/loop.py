@@ -285,10 +285,11 @@ def deterministic() -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     debugging: Any = torch.utils.deterministic
     before, fill = torch.are_deterministic_algorithms_enabled(), debugging.fill_uninitialized_memory
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     debugging.fill_uninitialized_memory = False  # a debugging aid that writes every tensor twice
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
         debugging.fill_uninitialized_memory = fill
