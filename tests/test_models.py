@@ -91,17 +91,26 @@ def test_the_configured_activation_is_the_only_one(network):
     assert all((m.alpha, m.beta) == (3.0, 2) for m in kinds)
 
 
-def test_initial_weights_depend_on_the_seed_alone():
-    def weights(seed):
-        model = from_config(RunConfig(seed=seed), in_channels=1, n_classes=10)
+def test_initial_weights_depend_on_the_seed_alone(monkeypatch):
+    def flat(model):
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
+    def weights(seed):
+        return flat(from_config(RunConfig(seed=seed), in_channels=1, n_classes=10))
+
+    torch.manual_seed(0)
+    expected = flat(make_model("resnet_small", activation=nn.ReLU, in_channels=1, n_classes=10))
     torch.manual_seed(5)
-    expected = torch.rand(3)
+    number = torch.rand(3)
     torch.manual_seed(5)
+    # the generators of all GPUs
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the caller's generators were used"))
     first = weights(0)
-    assert torch.equal(torch.rand(3), expected)  # the caller's generator was not used
-    assert torch.equal(first, weights(0))
+    assert torch.equal(torch.rand(3), number)  # the caller's generator was not used
+    assert torch.equal(first, expected)
+    with torch.device("meta"):
+        elsewhere = weights(0)
+    assert torch.equal(first, elsewhere)
     assert not torch.equal(first, weights(1))
 
 

@@ -100,12 +100,15 @@ def _he_init(model: nn.Module, skip_zeroed: bool) -> None:
 
 
 def from_config(config: RunConfig, *, in_channels: int, n_classes: int) -> nn.Module:
-    """The network of an experiment with the initial weights of its seed; torch's global generator is left alone."""
+    """The network of an experiment, on the CPU, with the initial weights of its seed.
+
+    torch's global generators are left alone.
+    """
     activation: Activation = partial(make_activation, config.activation)
     if config.alpha is not None and config.beta is not None:
         activation = partial(LearnedRCTAF if config.alpha_learned else RCTAF, config.alpha, config.beta)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would seed those of all GPUs too
         model = make_model(
             config.network,
             activation=activation,
