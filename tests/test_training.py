@@ -152,6 +152,11 @@ def test_checkpoints_that_do_not_fit_are_refused(digits, tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         run(c, digits, checkpoint=path)
+    # files of others that PyTorch can read
+    for other in (from_config(c, in_channels=1, n_classes=10).state_dict(), {"config": None}, [1, 2], torch.zeros(3)):
+        torch.save(other, path)
+        with pytest.raises(ValueError, match=r"not a readable checkpoint .*; delete it to start again$"):
+            run(c, digits, checkpoint=path)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +167,7 @@ def test_checkpoints_that_do_not_fit_are_refused(digits, tmp_path):
             lambda content: content["config"].update(cutout=4),
             r"by another version \(cutout=4: Extra inputs are not permitted\); delete it to start again$",
         ),
+        (lambda content: content.pop("history"), r"not a readable checkpoint \(it lacks 'history'\); delete it to"),
     ],
 )
 def test_a_checkpoint_of_another_machine_or_version_is_refused_before_anything_changes(

@@ -211,27 +211,29 @@ class _Run:
         """Go back to where the checkpoint was written."""
         try:
             content = torch.load(path, map_location=self.device, weights_only=True)
+            settings, generators, history = (content[name] for name in ("config", "generators", "history"))
+            device = content.get("device", self.device.type)
         except Exception as error:  # whatever is wrong inside the file, the remedy is the same
-            reason = " ".join(str(error).split())[:200]
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
             raise ValueError(f"{path}: not a readable checkpoint ({reason}); delete it to start again") from None
-        if (device := content.get("device", self.device.type)) != self.device.type:  # the generators are of a device
+        if device != self.device.type:  # the generators are of a device
             raise ValueError(f"{path}: begun on {device}, this is {self.device.type}; go on there or delete it")
         wanted = self.config.model_dump(mode="json")
         try:  # this fills in settings younger than the checkpoint
-            before = RunConfig(**content["config"]).model_dump(mode="json")
+            before = RunConfig.model_validate(settings).model_dump(mode="json")
         except ValueError as error:
             reason = explain(error)
             raise ValueError(f"{path}: written by another version ({reason}); delete it to start again") from None
         different = sorted(k for k in wanted if before[k] != wanted[k])
-        if content["generators"].keys() != self.generators.keys():
+        if generators.keys() != self.generators.keys():
             raise ValueError(f"{path}: written by an older version; delete it to start again")
         if different:
             raise ValueError(f"{path}: written with another {', '.join(different)}; delete it to start again")
         for name, part in self._parts().items():
             part.load_state_dict(content[name])
         for name, generator in self.generators.items():
-            generator.set_state(content["generators"][name].cpu())
-        self.history = content["history"]
+            generator.set_state(generators[name].cpu())
+        self.history = history
 
 
 def _compiled(module: nn.Module) -> nn.Module:
