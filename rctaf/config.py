@@ -174,7 +174,9 @@ class RunConfig(BaseModel):
             if canonical_epsilon(str(values.get("epsilon_eval"))) == canonical_epsilon(str(trained)):
                 values = {**values, "epsilon_eval": None}
         chosen = {name: values.get(name, cls.model_fields[name].default) for name in (*_USED_BY, *_NEEDED_BY)}
-        return {**values, **dict.fromkeys(_unused(chosen))}
+        with suppress(TypeError):  # a list, say, is no choice: refused below too
+            values = {**values, **dict.fromkeys(_unused(chosen))}
+        return values
 
     @model_validator(mode="after")
     def _complete(self) -> RunConfig:
@@ -288,6 +290,9 @@ class Block(BaseModel):
         rows = []
         for values in itertools.product(*self.axes.values()):
             row = {**self.base, **dict(zip(self.axes, values, strict=True))}
+            for name, value in row.items():
+                if isinstance(value, list | dict) and name != "lr_drops":
+                    raise ValueError(f"{name}={value!r}: one value is expected; a list of them belongs under axes")
             if "recipe" in row:
                 row = {**recipes.settings(row.pop("recipe")), **row}
             if len(given := [name for name in ("alpha", *_ALPHA_FOR) if name in row]) > 1:
@@ -314,7 +319,7 @@ class Grid(BaseModel):
     def load(cls, path: str | Path) -> Grid:
         """Read a grid file; a file that cannot be used ends in one line that says why."""
         try:
-            grid = cls(**yaml.safe_load(Path(path).read_text()))
+            grid = cls.model_validate(yaml.safe_load(Path(path).read_text()))
             grid.cells()
         except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
             raise SystemExit(f"grid {path}: {explain(error)}") from None

@@ -76,6 +76,8 @@ def test_one_experiment_has_one_id():
         ({"epsilon": "2"}, r"\(0, 1\]"),
         ({"epochs": 0}, "greater than or equal to 1"),
         ({"autoattack": "quick"}, "'screening'"),
+        ({"method": ["trades"]}, "'standard', 'pgd'"),
+        ({"activation": {"rctaf": 1}}, "'relu'"),
     ],
 )
 def test_refusals(settings, message):
@@ -164,6 +166,12 @@ def test_seeds_come_first(tmp_path):
         ("[{base: {activation: relu}, axes: {alpha: [1, 2]}}]", "appears twice"),
         ("[{axis: {alpha: [1]}}]", "blocks.0.axis"),
         ("[{axes: {curvature: [-1]}}]", "-1"),
+        ("[{base: {activation: [rctaf, relu]}}]", "activation=['rctaf', 'relu']: one value is expected; a list"),
+        ("[{base: {recipe: [trades]}}]", "recipe=['trades']: one value is expected; a list of them belongs under axes"),
+        ("[{base: {curvature: [1, 7]}}]", "curvature=[1, 7]: one value is expected"),
+        ("[{base: {beta: [0, 1]}, axes: {curvature: [7]}}]", "beta=[0, 1]: one value is expected"),
+        ("[{axes: {recipe: [[trades], dkl]}}]", "recipe=['trades']: one value is expected"),
+        ("[{base: {recipe: {trades: }}}]", "recipe={'trades': None}: one value is expected"),
         ("[", "flow node"),
     ],
 )
@@ -177,9 +185,15 @@ def test_bad_grids_end_in_one_line(tmp_path, blocks, message):
     assert "\n" not in text
 
 
-def test_missing_and_empty_grid_files(tmp_path):
-    for path in (tmp_path / "none.yaml", write(tmp_path, "")):
-        with pytest.raises(SystemExit, match=f"grid {path}"):
+def test_a_list_is_the_value_of_one_setting(tmp_path):
+    text = "name: g\nscale: s\nbase: {lr_schedule: step, lr_drops: [3, 4]}\nblocks: [{axes: {seed: [0]}}]"
+    assert [config.lr_drops for config in Grid.load(write(tmp_path, text)).cells().values()] == [[3, 4]]
+
+
+def test_files_that_are_no_grid(tmp_path):
+    for text, message in [(None, "No such file"), ("", "a valid dictionary"), ("[1]", "a valid dictionary")]:
+        path = tmp_path / "none.yaml" if text is None else write(tmp_path, text)
+        with pytest.raises(SystemExit, match=f"^grid {path}: .*{message}"):
             Grid.load(path)
 
 
