@@ -25,8 +25,10 @@ from rctaf.family import alpha_for_curvature, alpha_for_rms_curvature, curvature
 
 SCHEMA = 1  # raise it when the *meaning* of a field changes: every run id changes with it
 
-# Settings that only some choices use, by the choice. They are dropped (None) elsewhere, so that an
-# unused number can never split one experiment into two ids.
+# Settings that only some choices use, by the choice. They are dropped (None) elsewhere, so that a number that nothing
+# reads does not split one experiment into two ids. Numbers that are read and make no difference still do: a width that
+# is the network's own (committed records write it or not), an n_eval of all test images, a temperature where lam_mse
+# is 0 and attack_mse off.
 _ATTACK = {"attack_steps", "attack_step_size", "attack_schedule", "epsilon_ramp"}
 _USED_BY: dict[str, dict[str | None, set[str]]] = {
     "norm": {"batch": {"gain"}},
@@ -64,7 +66,7 @@ def parse_epsilon(text: str) -> float:
     return float(_budget(text))
 
 
-def _budget(text: str) -> Fraction:
+def _budget(text: Any) -> Fraction:
     try:
         value = Fraction(str(text).replace(" ", ""))
     except (ValueError, ZeroDivisionError):
@@ -170,9 +172,12 @@ class RunConfig(BaseModel):
         if not isinstance(values, dict):
             return values
         with suppress(ValueError):  # a budget that cannot be read is refused below
-            trained = values.get("epsilon", cls.model_fields["epsilon"].default)
-            if canonical_epsilon(str(values.get("epsilon_eval"))) == canonical_epsilon(str(trained)):
-                values = {**values, "epsilon_eval": None}
+            trained = _budget(values.get("epsilon", cls.model_fields["epsilon"].default))
+            step, own = values.get("attack_step_size"), values.get("epsilon_eval")
+            if step is not None and _budget(step) == trained / 4:
+                values = {**values, "attack_step_size": None}
+            if own is not None and (_budget(own) == trained or values.get("method") == "standard"):
+                values = {**values, "epsilon": own, "epsilon_eval": None}
         chosen = {name: values.get(name, cls.model_fields[name].default) for name in (*_USED_BY, *_NEEDED_BY)}
         with suppress(TypeError):  # a list, say, is no choice: refused below too
             values = {**values, **dict.fromkeys(_unused(chosen))}

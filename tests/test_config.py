@@ -50,9 +50,15 @@ def test_one_experiment_has_one_id():
         assert len({RunConfig(epsilon=text, attack_step_size=text).run_id for text in same}) == 1
         assert RunConfig(epsilon=same[-1]).epsilon == same[0]
     assert RunConfig(epsilon="8/255", epsilon_eval="16/510") == RunConfig(epsilon="8/255")
+    # nor a budget of a training without attack, nor the usual step written out, which is the same to the last bit
+    assert RunConfig(method="standard", epsilon="0.1", epsilon_eval="0.2") == RunConfig(method="standard", epsilon=0.2)
+    for budget, step in [("0.15", "0.0375"), ("8/255", "2/255"), ("0.031", "0.00775")]:
+        assert parse_epsilon(step) == parse_epsilon(budget) / 4
+        assert RunConfig(epsilon=budget, attack_step_size=step) == RunConfig(epsilon=budget)
     # and every setting that it does use tells two experiments apart
     changed = [{}, {"alpha": 7}, {"beta": 2}, {"seed": 1}, {"lam": 5}, {"method": "pgd"}, {"epsilon": "8/255"}]
     changed += [{"gain": 10.0}, {"head_lr": 0.01}, {"alpha_learned": True}, {"epsilon_eval": "0.1"}]
+    changed += [{"attack_step_size": "0.1"}, {"method": "standard"}, {"method": "standard", "epsilon_eval": "0.1"}]
     assert len({RunConfig(**settings).run_id for settings in changed}) == len(changed)
 
 
@@ -74,6 +80,7 @@ def test_one_experiment_has_one_id():
         ({"awp": 0.005, "awp_from": 21}, "awp_from=21 is after the last epoch, 20"),
         ({"hessian_probes": 32}, "at least 64 probes"),
         ({"epsilon": "2"}, r"\(0, 1\]"),
+        ({"method": "standard", "epsilon": "2", "epsilon_eval": "0.1"}, r"\(0, 1\]"),
         ({"epochs": 0}, "greater than or equal to 1"),
         ({"autoattack": "quick"}, "'screening'"),
         ({"method": ["trades"]}, "'standard', 'pgd'"),
