@@ -1,0 +1,227 @@
+"""The tables of the book and the boxes of its verdicts, as HTML, drawn from records and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+
+from rctaf import paper
+from rctaf.config import RunConfig
+from rctaf.figures import ROBUSTNESS, in_words
+from rctaf.names import activation_name
+from rctaf.records import Record, table
+from rctaf.statistics import mean_interval
+from rctaf.verdicts import Verdict
+
+RECORDS_PAGE = "records.html"  # notebooks/figures/records.ipynb, beside every other figure
+RECORD_FILES = "../../records"  # where tools/build_book.py puts a copy of every record
+
+
+def runs_table(*cells: pd.DataFrame, percent: bool = True) -> HTML:
+    """The numbers under a figure with the records behind each, folded: for readers without a mouse, and for copying.
+
+    Args:
+        cells: what the figure was drawn from, from :func:`rctaf.figures.cells`; columns empty throughout are left out.
+        percent: as in :func:`rctaf.figures.curves`.
+    """
+    rows = pd.concat([part.dropna(axis=1, how="all") for part in cells if len(part)], ignore_index=True)
+    keys = [name for name in rows.columns if name not in {"mean", "low", "high", "n", "runs"}]
+    rows = rows.reindex(columns=[*keys, "mean", "low", "high", "n", "runs"])
+    if "activation" in keys:
+        rows = rows.assign(activation=rows["activation"].map(activation_name, na_action="ignore"))
+    lines = []
+    for _, row in rows.iterrows():
+        what = ["–" if pd.isna(v) else f"{v:.4g}" if isinstance(v, float) else escape(str(v)) for v in row[keys]]
+        files = " ".join(f'<a href="{RECORD_FILES}/{run_id}.json">{run_id}</a>' for run_id in row["runs"].split())
+        values = [*what, *in_words(row, percent), runs_link(row["runs"], str(row["n"])), files]
+        lines.append("<tr>" + "".join(f"<td>{value}</td>" for value in values) + "</tr>")
+    names = {"curvature": "max|σ″|", "beta": "order β", "alpha": "sharpness α"}
+    unit = " %" if percent else ""
+    heads = [*(names.get(key, key) for key in keys), f"mean{unit}", "95 % interval", "seeds", "records"]
+    return HTML(
+        "<details><summary>The numbers of this figure, and the records behind each</summary>"
+        f'<table class="table"><thead><tr>{"".join(f"<th>{name}</th>" for name in heads)}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></details>"
+    )
+
+
+def runs_link(runs: str, text: str) -> str:
+    """A link to the table of records, showing only these runs (ids with spaces between them)."""
+    return f'<a href="{RECORDS_PAGE}#{",".join(runs.split())}">{text}</a>'
+
+
+_COLUMNS = {  # of the table of records: a name and how to read it; accuracies are shares
+    "data": "dataset",
+    "network": "network",
+    "method": "method",
+    "max|σ″|": "curvature",
+    "seed": "seed",
+    "clean %": "clean_accuracy",
+    "PGD-20 %": "pgd20_accuracy",
+    "APGD-CE + APGD-T %": "screening_accuracy",
+    "AutoAttack %": "robust_accuracy",
+    "Hessian rms, adversarial": "hessian_adversarial.rms",
+}
+
+
+def records_table(records: Sequence[Record]) -> HTML:
+    """Every record in one table, a row each with a link to its file; book/assets/records.js sorts and filters it."""
+    frame = table(records).reindex(columns=["id", "kept", *_COLUMNS.values()])
+    lines = []
+    for record, (_, row) in zip(records, frame.iterrows(), strict=True):
+        config, origin = record.config, record.provenance
+        activation = config.activation + (f" α = {config.alpha:g}, β = {config.beta}" if config.alpha else "")
+        values = [f'<a href="{RECORD_FILES}/{record.run_id}.json">{record.run_id}</a>', activation]
+        for name, column in _COLUMNS.items():
+            v = row[column]
+            values.append("–" if pd.isna(v) else f"{100 * v:.2f}" if name.endswith("%") else escape(_short(v)))
+        values += [
+            escape(", ".join(f"{name} {value}" for name, value in _unusual(config).items())) or "–",
+            str(origin.get("started", "–"))[:10],
+            escape(str(origin["device"])),
+            str(origin["threads"]),
+            f"{origin['wall_s']:.0f}",
+            f"{str(origin['git_commit'])[:10]}{'+' if origin.get('git_dirty') else ''}",
+            "committed" if record.kept else "made here",
+        ]
+        cells = "".join(f"<td>{value}</td>" for value in values)
+        lines.append(f'<tr id="{record.run_id}">{cells}</tr>')
+    heads = [
+        "record",
+        "activation",
+        *_COLUMNS,
+        "other settings",
+        "date",
+        "device",
+        "threads",
+        "seconds",
+        "commit",
+        "kept",
+    ]
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return HTML(f'<table class="table records"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>')
+
+
+def beyond_screening(records: Sequence[Record]) -> str:
+    """What AutoAttack's last two attacks (FAB and Square) take after its first two, in words, over some records."""
+    both = [r for r in records if {"screening_accuracy", "robust_accuracy"} <= r.metrics.keys()]
+    if not both:
+        return (
+            "No record holds a result of the standard version of AutoAttack yet, so how far the {term}`screening` is "
+            "from it has not been measured here."
+        )
+    taken = [100 * (r.metrics["screening_accuracy"] - r.metrics["robust_accuracy"]) for r in both]
+    most = max(range(len(both)), key=taken.__getitem__)
+    return (
+        f"{len(both)} records hold a result of the standard version of AutoAttack. After the {{term}}`screening`, its "
+        f"last two attacks took another {sum(taken) / len(taken):.2f} points of accuracy on average, and at most "
+        f"{taken[most]:.2f} ({both[most].config.label})."
+    )
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _unusual(config: RunConfig) -> dict[str, object]:
+    """The settings without a column of their own that are not the defaults."""
+    own = {"dataset", "network", "method", "activation", "alpha", "beta", "seed"}
+    settings = config.model_dump(mode="json")
+    usual = RunConfig(**{name: settings[name] for name in own}).model_dump(mode="json")
+    return {name: value for name, value in settings.items() if value != usual[name]}
+
+
+_OUTCOME_COLOURS = {
+    "supported": "#2e7d32",
+    "not supported": "#c62828",
+    "undecided": "#b26a00",
+    "not testable": "#6b6b6b",
+}
+
+
+def verdict_box(verdict: Verdict) -> HTML:
+    """The box under a figure: what the paper claims, what these records say, and the outcome."""
+    colour = _OUTCOME_COLOURS[verdict.outcome]
+    return HTML(
+        f'<div class="verdict" style="border-left: 0.4em solid {colour}; padding: 0.2em 1em; margin: 1em 0">'
+        f"<p><strong>Claim.</strong> {escape(verdict.claim)}</p>"
+        f"<p><strong>Measured here.</strong> {escape(verdict.measured)}</p>"
+        f"<p><strong>Verdict: {verdict.outcome}.</strong></p></div>"
+    )
+
+
+def verdict_table(verdicts: Sequence[Verdict], what: str = "claim of the paper") -> HTML:
+    """Several verdicts as one table: ``what`` is judged, what was measured, outcome."""
+    rows = "".join(
+        f"<tr><td>{escape(v.claim)}</td><td>{escape(v.measured)}</td>"
+        f'<td><span aria-hidden="true" style="color: {_OUTCOME_COLOURS[v.outcome]}">●</span> {v.outcome}</td></tr>'
+        for v in verdicts
+    )
+    head = f"<tr><th>{what}</th><th>measured here</th><th>verdict</th></tr>"
+    return HTML(f'<table class="table verdicts"><thead>{head}</thead><tbody>{rows}</tbody></table>')
+
+
+def outcome_table(outcomes: pd.DataFrame) -> HTML:
+    """A row per claim, a column per scale, the outcomes as :func:`rctaf.verdicts.overview` gives them."""
+
+    def cell(outcome: str) -> str:
+        tint = (
+            f"background: {_OUTCOME_COLOURS[outcome]}33; white-space: nowrap" if outcome else ""
+        )  # 33: a fifth opaque
+        return f'<td style="{tint}">{outcome or "–"}</td>'
+
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("claim", *outcomes.columns))
+    rows = "".join(
+        f'<tr><th scope="row" style="font-weight: normal">{escape(str(claim))}</th>{"".join(map(cell, row))}</tr>'
+        for claim, row in outcomes.iterrows()
+    )
+    return HTML(f'<table class="table overview"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>')
+
+
+def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
+    """Table 1 with the paper's printed numbers beside the records of one scale.
+
+    Args:
+        frame: of one grid, from :func:`rctaf.records.table`.
+        value: the column that measures robustness.
+        tuned: max|σ″| of the RCT-AF rows.
+    """
+    from rctaf.symbolic import prove_baseline  # SymPy, which no other figure needs
+
+    def measured(rows: pd.DataFrame, column: str) -> str:
+        values = rows[column].dropna().to_numpy(float) if column in rows else np.empty(0)
+        if len(values) == 0:
+            return "no record"
+        e = mean_interval(100 * values)
+        runs = runs_link(" ".join(rows.loc[rows[column].notna(), "id"]), f"{e.n} seed{'s' if e.n > 1 else ''}")
+        return f"{e.value:.2f}" + (f" ({e.low:.2f} to {e.high:.2f})" if e.n > 1 else "") + f", {runs}"
+
+    lines = []
+    for name, (clean, robust, curvature) in paper.TABLE_1.items():
+        kind, _, order = name.partition(" β=")
+        if order:
+            near = frame["curvature"].sub(tuned).abs() < 1e-9 * tuned
+            rows, true = frame[(frame["activation"] == kind) & (frame["beta"] == int(order)) & near], f"{tuned:g}"
+        else:
+            rows, proof = frame[frame["activation"] == kind], prove_baseline(kind)
+            true = "none (kink)" if proof.regularity == "kink" else f"{proof.maximum:.3f}"
+        cells = (
+            activation_name(name),
+            f"{clean:.2f}",
+            f"{robust:.2f}",
+            curvature or "–",
+            true,
+            measured(rows, "clean_accuracy"),
+        )
+        lines.append("".join(f"<td>{cell}</td>" for cell in (*cells, measured(rows, value))))
+    head = (
+        "<tr><th rowspan='2'>activation</th><th colspan='3'>as printed</th><th colspan='3'>here</th></tr>"
+        "<tr><th>clean %</th><th>AutoAttack %</th><th>max|σ″|</th>"
+        f"<th>max|σ″|</th><th>clean %</th><th>{ROBUSTNESS[value]} %</th></tr>"
+    )
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return HTML(f'<table class="table"><thead>{head}</thead><tbody>{body}</tbody></table>')
