@@ -11,6 +11,7 @@ from rctaf.config import RunConfig
 from rctaf.models import SplitBatchNorm2d, make_model
 from rctaf.models.norm import eval_mode
 from rctaf.training.attacks import cross_entropy, divergence_from, pgd
+from rctaf.training.batchnorm import NormStatistics
 from rctaf.training.methods import View, make_method
 from rctaf.training.schedules import Budget
 
@@ -131,6 +132,37 @@ def test_trades_updates_batch_norm_three_times_as_the_original(network):
         if "running" in name:
             # one update is recovered by a subtraction that costs a factor 10 of float32's 1e-7
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"), [(nn.BatchNorm1d, (6, 4)), (nn.BatchNorm2d, (6, 4, 3, 3)), (nn.BatchNorm3d, (6, 4, 2, 2, 2))]
+)
+@pytest.mark.parametrize("momentum", [0.1, 0.3])
+def test_statistics_are_those_of_the_norms_own_forwards(norm, shape, momentum):
+    x, z = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).double()
+    model = nn.Sequential(norm(4, momentum=momentum), norm(4, momentum=momentum), norm(4, track_running_stats=False))
+    model, other = model.double(), copy.deepcopy(model.double())
+    statistics = NormStatistics(model)
+    model(x)
+    update = statistics.last_update()
+    model(z)
+    statistics.apply(update)
+    for images in (x, z, x):
+        other(images)
+    running = [(a, b) for a, b in zip(model.buffers(), other.buffers(), strict=True) if a.ndim]
+    assert len(running) == 4
+    for ours, theirs in running:
+        torch.testing.assert_close(ours, theirs)
+    statistics.restore()
+    assert [float(ours.sum()) for ours, _ in running] == [0, 4, 0, 4]
+
+
+@pytest.mark.parametrize("momenta", [(0.1, 0.2), (None, None), (0.1, None)])
+def test_statistics_of_norms_without_one_momentum_are_refused(momenta):
+    model = nn.Sequential(*(nn.BatchNorm2d(2, momentum=momentum) for momentum in momenta))
+    given = ", ".join(dict.fromkeys(map(str, momenta)))
+    with pytest.raises(ValueError, match=f"one number as momentum.*got {given}$"):
+        NormStatistics(model)
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class NormStatistics:
-    """The running means and variances of all batch norms of a model, remembered as they are now."""
+    """The running means and variances of all batch norms of a model, remembered as they are now.
+
+    Raises:
+        ValueError: the norms do not all have one number as momentum.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        momentum, *others = momenta = {m.momentum for m in norms} or {0.0}
+        if momentum is None or others:
+            given = ", ".join(sorted(map(str, momenta)))
+            raise ValueError(f"all batch norms must have one number as momentum (0.1 is torch's default), got {given}")
         # .data, because the backward pass of a training forward checks that nobody wrote to them, though it never
         # reads them; the forwards' own updates go unnoticed in the same way
         self._live: list[Tensor] = [t.data for m in norms for t in (m.running_mean, m.running_var) if t is not None]
-        # the default momentum of torch, 0.1, everywhere: networks here never set another
-        self._keep = 1 - (norms[0].momentum or 0.0) if norms else 1.0
+        self._keep = 1 - momentum
         self._before = [t.clone() for t in self._live]
 
     def last_update(self) -> list[Tensor]:
