@@ -1,4 +1,4 @@
-"""The C kernel behind RCT-AF on a CPU: compiled once per machine where a compiler is found.
+"""The C kernel behind RCT-AF on a CPU: compiled once per machine and compiler where one is found.
 
 Eager PyTorch makes a dozen passes over memory for one activation of order 2; the kernel makes one.
 Without a compiler nothing is lost but time: :func:`derivative` then returns None.
@@ -42,10 +42,11 @@ def _library() -> ctypes.CDLL | None:
     if compiler is None or sys.platform == "win32":
         return None
     source = _SOURCE.read_text()
-    key = hashlib.sha256("\0".join([source, *_FLAGS, _processor(), compiler]).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rctaf"
-    path = folder / f"{key}.so"
     try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace").stdout
+        key = hashlib.sha256("\0".join([source, *_FLAGS, _processor(), compiler, version]).encode()).hexdigest()[:16]
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rctaf"
+        path = folder / f"{key}.so"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as work:
@@ -58,7 +59,7 @@ def _library() -> ctypes.CDLL | None:
                 else:
                     return None
         library = ctypes.CDLL(str(path))
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where there is no home directory
         return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     library.rctaf_derivative.restype = None

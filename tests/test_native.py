@@ -1,5 +1,8 @@
 """The C kernel against the plain formula in double precision; skipped where there is no compiler."""
 
+import os
+import shutil
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -101,11 +104,35 @@ def test_nan_stays_nan(beta: int, n: int) -> None:
     assert bool(got.isnan().all())
 
 
-def test_without_a_compiler_everything_works(tmp_path) -> None:
+@pytest.fixture
+def search_again():
+    """As in a new process."""
     _native._library.cache_clear()
-    try:
-        with mock.patch.dict("os.environ", CC="no-such-compiler"):
-            assert _native._library() is None
-            assert rctaf(torch.ones(1), 1.0, 2).item() == pytest.approx(0.9276705, rel=1e-6)  # s + q, s = 1/(1+1/e)
-    finally:
+    yield
+    _native._library.cache_clear()
+
+
+def test_without_a_compiler_everything_works(search_again) -> None:
+    with mock.patch.dict("os.environ", CC="no-such-compiler"):
+        assert _native._library() is None
+        assert rctaf(torch.ones(1), 1.0, 2).item() == pytest.approx(0.9276705, rel=1e-6)  # s + q, s = 1/(1+1/e)
+
+
+def test_without_a_home_everything_works(search_again) -> None:
+    with mock.patch.dict("os.environ", XDG_CACHE_HOME=""), mock.patch.object(Path, "home", side_effect=RuntimeError):
+        assert _native._library() is None
+        assert rctaf(torch.ones(1), 1.0, 2).item() == pytest.approx(0.9276705, rel=1e-6)
+
+
+def test_another_version_of_the_compiler_compiles_again(search_again, tmp_path, monkeypatch) -> None:
+    """The bits depend on it."""
+    compiler = tmp_path / "compiler"
+    real = shutil.which(os.environ.get("CC", "cc"))
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for version, made in (("1", 1), ("2", 2), ("1", 2)):
+        compiler.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo {version} || exec {real} "$@"\n')
+        compiler.chmod(0o755)
         _native._library.cache_clear()
+        assert _native._library() is not None
+        assert len(list((tmp_path / "rctaf").glob("*.so"))) == made
