@@ -5,15 +5,26 @@ from typing import TYPE_CHECKING, Any
 from rctaf.family import alpha_for_curvature, curvature
 
 if TYPE_CHECKING:
-    from rctaf.activations import ACTIVATIONS, RCTAF, make_activation, rctaf
+    from rctaf.activations import (
+        ACTIVATIONS,
+        RCTAF,
+        LearnedRCTAF,
+        activate_sum,
+        fix_alphas,
+        make_activation,
+        rctaf,
+    )
     from rctaf.replacement import replace_activations
 
 __version__ = "0.1.0"
 __all__ = [
     "ACTIVATIONS",
     "RCTAF",
+    "LearnedRCTAF",
+    "activate_sum",
     "alpha_for_curvature",
     "curvature",
+    "fix_alphas",
     "make_activation",
     "rctaf",
     "replace_activations",

@@ -33,6 +33,11 @@ _ALPHAS = 1e-9, 1e9  # in between, up to the fourth derivative of order 5, nothi
 
 
 def _sharpness(alpha: float) -> float:
+    if isinstance(alpha, Tensor):
+        raise ValueError(
+            f"alpha (sharpness) must be a number, got a {type(alpha).__name__}; "
+            "LearnedRCTAF(alpha, beta) takes a number and trains it"
+        )
     alpha = positive(alpha, "alpha (sharpness)")
     if not _ALPHAS[0] <= alpha <= _ALPHAS[1]:
         raise ValueError(
@@ -308,7 +313,8 @@ class LearnedRCTAF(RCTAF):
         return (rctaf(wide * alpha, 1.0, self.beta) / alpha).to(x.dtype)
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha:.6g}, beta={self.beta}"  # as many digits as single precision has
+        alpha = "?" if self.log_alpha.is_meta else f"{self.alpha:.6g}"  # as many digits as single precision has
+        return f"alpha={alpha}, beta={self.beta}"
 
 
 def fix_alphas(model: nn.Module) -> list[float]:

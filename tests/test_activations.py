@@ -20,8 +20,18 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from rctaf import ACTIVATIONS, RCTAF, _kernels, _native, alpha_for_curvature, curvature, make_activation, rctaf
-from rctaf.activations import LearnedRCTAF, fix_alphas
+from rctaf import (
+    ACTIVATIONS,
+    RCTAF,
+    LearnedRCTAF,
+    _kernels,
+    _native,
+    alpha_for_curvature,
+    curvature,
+    fix_alphas,
+    make_activation,
+    rctaf,
+)
 from rctaf.family import LAST_ORDER, alpha_for_rms_curvature, polynomials, rms_curvature_at_start
 
 # PyTorch raises these itself, where forward-mode derivatives and the compiler are first used
@@ -372,6 +382,12 @@ def test_learned_alpha_starts_as_rctaf_and_is_fixed_again():
         LearnedRCTAF(0, 1)
 
 
+def test_a_model_without_memory_prints():
+    with torch.device("meta"):
+        assert repr(nn.Sequential(LearnedRCTAF(14, 1))) == "Sequential(\n  (0): LearnedRCTAF(alpha=?, beta=1)\n)"
+    assert repr(LearnedRCTAF(14, 1)) == "LearnedRCTAF(alpha=14, beta=1)"
+
+
 @pytest.mark.parametrize("beta", range(11))
 def test_curvature_is_the_global_maximum(beta):
     with mpmath.workdps(40):
@@ -467,6 +483,14 @@ def test_bad_settings_are_named(call):
         with pytest.raises(ValueError, match=r"beta.*got") as error:
             call(1.0, bad)
         assert repr(bad) in str(error.value)
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(3.0), nn.Parameter(torch.tensor(3.0))])
+def test_a_tensor_as_alpha_leads_to_the_module_that_trains_it(alpha):
+    for make in (RCTAF, LearnedRCTAF, lambda a, b: rctaf(torch.zeros(1), a, b)):
+        with pytest.raises(ValueError, match=r"^alpha.*got a (Tensor|Parameter); LearnedRCTAF\(alpha, beta\)") as error:
+            make(alpha, 1)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("alpha", [1e39, 1.1e9, 0.9e-9, 1e-40])

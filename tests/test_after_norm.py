@@ -12,8 +12,7 @@ from torch.func import functional_call, jvp
 from torch.profiler import profile
 from torch.utils.checkpoint import checkpoint
 
-from rctaf import RCTAF, _kernels, _native
-from rctaf.activations import activate_sum
+from rctaf import RCTAF, _kernels, _native, activate_sum
 from rctaf.models import make_model
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
