@@ -106,7 +106,8 @@ def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
         term = _horner(tuple(scale * a for a in rows[k]), q)
         total = (total * u if k < beta else 0.0) + (term if c is None or (n + k) % 2 == 0 else term * c)
     if n == 1:  # at order 1 the bracket is exactly 1
-        return torch.addcmul(s, u, q * total if beta > 1 else q).to(x.dtype)
+        q = q * total if beta > 1 else q
+        return (s + u * q if z.is_nested else torch.addcmul(s, u, q)).to(x.dtype)  # the latter PyTorch lacks there
     return (q * total).to(x.dtype)
 
 

@@ -196,7 +196,7 @@ def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
     up to order 12.
 
     Args:
-        x: floating-point tensor of any shape.
+        x: floating-point tensor of any shape; a nested one in the layout ``torch.jagged``.
         alpha: sharpness, a number from 1e-9 to 1e9 (beyond, single precision overflows on the way; ``nn.ReLU`` is the
             limit of large ``alpha``).
         beta: order, an integer from 0 to 12.
@@ -205,7 +205,7 @@ def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
         Tensor of the shape and dtype of ``x``.
 
     Raises:
-        ValueError: ``alpha``, ``beta`` or the dtype of ``x`` is not as above.
+        ValueError: ``alpha``, ``beta``, or the dtype or layout of ``x`` is not as above.
 
     >>> rctaf(torch.tensor([-1.0, 0.0, 1.0]), alpha=14.0, beta=1)
     tensor([-8.3153e-07,  0.0000e+00,  1.0000e+00])
@@ -213,6 +213,8 @@ def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
     alpha, beta = _sharpness(alpha), _order(beta)
     if not x.is_floating_point():
         raise ValueError(f"x must be a floating-point tensor, got {x.dtype}")
+    if x.is_nested and x.layout is torch.strided:  # PyTorch has hardly any operation for it
+        raise ValueError("x must be dense or jagged, got a strided nested tensor; make it with layout=torch.jagged")
     # The compiler differentiates and fuses the plain formula with its neighbours; TorchScript can save nothing else.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _kernels.derivative(x, alpha, beta, 0)

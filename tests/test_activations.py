@@ -524,13 +524,24 @@ def test_an_order_beyond_single_precision_is_refused(beta):
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("beta", range(3))
-def test_tensors_without_memory_of_their_own_meet_pytorchs_error(beta):
+def test_tensors_without_memory_of_their_own_are_refused(beta):
     x = torch.eye(3)
-    nested = torch.nested.nested_tensor([x, x[:2]])
-    for odd in (x.to_sparse(), nested):
-        assert odd.is_nested or odd.layout is not torch.strided
-        with pytest.raises(NotImplementedError, match="'aten::"):
-            rctaf(odd, 2.0, beta)
+    with pytest.raises(ValueError, match=r"^x must be .*, got a strided nested tensor; make.*layout=torch\.jagged$"):
+        RCTAF(2.0, beta)(torch.nested.nested_tensor([x, x[:2]]))
+    with pytest.raises(NotImplementedError, match="'aten::"):  # PyTorch's own error
+        rctaf(x.to_sparse(), 2.0, beta)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("beta", range(4))
+def test_jagged_tensors_are_activated_and_differentiated_part_by_part(beta, dtype):
+    parts = [torch.randn(n, 4, generator=torch.Generator().manual_seed(n)).to(dtype) for n in (3, 2)]
+    x = torch.nested.nested_tensor(parts, layout=torch.jagged, requires_grad=True)
+    y = rctaf(x, 2.0, beta)
+    (slope,) = torch.autograd.grad(y.values().sum(), x)
+    for n, whole in enumerate((y, slope)):
+        for got, part in zip(whole.unbind(), parts, strict=True):
+            torch.testing.assert_close(got, _kernels.derivative(part, 2.0, beta, n))
 
 
 def test_memory_of_the_opposite_sign_is_not_taken_for_the_values():
