@@ -52,6 +52,10 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
     cannot be copied or traced, or asks for the type of something, its code is read, which finds what is looked up by
     name, also where it would never run.
 
+    What is put in does not work in place. So a model that relies on an activation to change its argument, because it
+    drops the result of the call or uses the argument again, is refused too. The traces show this; where a module cannot
+    be traced, and through a view of the argument, it stays unseen.
+
     Args:
         model: any module but an activation itself.
         factory: makes one activation, e.g. ``lambda: RCTAF(alpha=14, beta=1)``.
@@ -62,7 +66,8 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
     Raises:
         ValueError: an activation is called as a function or made in a forward method, or held in a plain list, tuple
             or dict (the message says which, and in which module), is compiled into a module (``nn.RNN`` with ReLU,
-            TorchScript), or ``model`` or ``factory`` is not as above. The model is then unchanged.
+            TorchScript), or is relied on to work in place; or ``model`` or ``factory`` is not as above. The model is
+            then unchanged.
 
     >>> from rctaf import RCTAF
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Sequential(nn.Linear(3, 3), nn.GELU()), nn.Softmax(-1))
@@ -75,13 +80,13 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
         raise ValueError(f"factory must be a function that makes an activation (lambda: ReLU()), got {factory!r}")
     if isinstance(model, ACTIVATION_MODULES):
         raise ValueError(f"the model is itself an activation, with nothing around it to change: {model!r}")
-    problems = _out_of_reach(model)
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(
-            f"activations inside code or plain containers cannot be replaced: {', '.join(problems[:3])}{more}; "
-            "hold each as a module (self.act = nn.ReLU(), nn.ModuleList) and call that"
-        )
+    out_of_reach, in_place = _obstacles(model)
+    _refuse(
+        "activations inside code or plain containers cannot be replaced",
+        out_of_reach,
+        "hold each as a module (self.act = nn.ReLU(), nn.ModuleList) and call that",
+    )
+    _refuse("what replaces an activation does not work in place", in_place, "use its result instead (h = self.act(h))")
 
     places: list[tuple[nn.Module, str, Any]] = []
     for parent in model.modules():
@@ -104,6 +109,12 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
         if "use_nested_tensor" in vars(module):
             vars(module)["use_nested_tensor"] = False
     return len(places)
+
+
+def _refuse(what: str, problems: list[str], remedy: str) -> None:
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"{what}: {', '.join(problems[:3])}{more}; {remedy}")
 
 
 def _is_activation_function(thing: Any) -> bool:
@@ -141,8 +152,9 @@ def _contents(thing: Any) -> Iterator[Any]:
             todo += thing.values() if isinstance(thing, dict) else thing
 
 
-def _out_of_reach(model: nn.Module) -> list[str]:
-    """Where the model calls, makes or holds an activation that no other can be put in place of, and which."""
+def _obstacles(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Where the model calls, makes or holds an activation that no other can be put in place of, and which; and where
+    it relies on one to change a tensor in place."""
     paths = {module: path for path, module in model.named_modules()}
     held: dict[tuple[nn.Module, str], None] = {}  # a set that keeps its order
     todo = list(paths)
@@ -155,10 +167,65 @@ def _out_of_reach(model: nn.Module) -> list[str]:
                     held |= {(module, f"holds {kind} in {name!r}"): None for kind in kinds}
                     paths |= new
                     todo += new
+    called, graphs = [], {}
     with random_numbers_kept():
         copies = _copies(model, paths)
-        called = [(module, f"calls {name}") for module in paths for name in _called_inside(module, paths, copies)]
-    return [f"{paths[module] or 'the model'} ({type(module).__name__}) {what}" for module, what in [*called, *held]]
+        for module in paths:
+            names, graphs[module] = _called_inside(module, paths, copies)
+            called += [(module, f"calls {name}") for name in names]
+
+    def described(problems: Iterable[tuple[nn.Module, str]]) -> list[str]:
+        return [f"{paths[module] or 'the model'} ({type(module).__name__}) {what}" for module, what in problems]
+
+    return described([*called, *held]), described(_relying_on_in_place(graphs))
+
+
+def _relying_on_in_place(graphs: dict[nn.Module, list[torch.fx.Graph]]) -> list[tuple[nn.Module, str]]:
+    """Which modules take their arguments to be changed by an activation that works in place, and by which one."""
+
+    known: dict[nn.Module, str] = {}
+
+    def first_argument(call: torch.fx.Node) -> Any:
+        return next(iter([*call.args, *call.kwargs.values()]), None)
+
+    def overwrites(module: nn.Module) -> str:
+        """What changes the first argument of this module, or ''."""
+        if isinstance(module, _Held):
+            return _in_place_function(module.function)
+        if isinstance(module, ACTIVATION_MODULES):
+            return f"{type(module).__name__}(inplace=True)" if getattr(module, "inplace", False) else ""
+        if module not in known:
+            known[module] = ""  # while it is looked for: a forward may call its own module
+            for graph in graphs.get(module, ()):
+                given = next((node for node in graph.nodes if node.op == "placeholder"), None)
+                passed_on = [node.meta["closed"] for node in _closed(graph) if first_argument(node) is given]
+                known[module] = known[module] or next(filter(None, map(overwrites, passed_on)), "")
+        return known[module]
+
+    found: dict[tuple[nn.Module, str], None] = {}  # a set that keeps its order
+    for module, graph in [(module, graph) for module, traces in graphs.items() for graph in traces]:
+        order = {node: i for i, node in enumerate(graph.nodes)}
+        for node in _closed(graph):
+            what, argument = overwrites(node.meta["closed"]), first_argument(node)
+            again = isinstance(argument, torch.fx.Node) and any(order[user] > order[node] for user in argument.users)
+            if what and (again or not node.users):
+                uses = "whose argument it uses again" if node.users else "whose result it does not use"
+                found[module, f"relies on {what}, {uses}"] = None
+    return list(found)
+
+
+def _closed(graph: torch.fx.Graph) -> list[torch.fx.Node]:
+    """The calls of other modules of the model."""
+    return [node for node in graph.nodes if "closed" in node.meta]
+
+
+def _in_place_function(function: Any) -> str:
+    """The name of this activation function if it works in place, else ''."""
+    in_place = False
+    while isinstance(function, partial):
+        in_place, function = in_place or bool(function.keywords.get("inplace")), function.func
+    name = getattr(function, "__name__", "").split(".")[0]  # relu_.default
+    return f"{name}(inplace=True)" if in_place else name if name.endswith("_") else ""
 
 
 def _copies(model: nn.Module, modules: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
@@ -180,17 +247,26 @@ def _copies(model: nn.Module, modules: Iterable[nn.Module]) -> dict[nn.Module, n
     copies = {module: memo[id(module)] for module in modules if id(module) in memo}
     for made in copies.values():
         for name in _function_attributes(made):  # these will be replaced
-            vars(made)[name] = lambda x, *_, **__: x
+            vars(made)[name] = _Held(vars(made)[name])
     return copies
+
+
+class _Held(nn.Module):
+    """Stands in a copy for an activation function that a module holds as an attribute."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
 
 
 class _OwnCode(torch.fx.Tracer):
     """Traces what one module's forward does itself; other modules of the model stay closed.
 
-    Every argument is a Proxy, which is never None, but those in ``defaults``, which are not given.
+    Every argument is a Proxy, which is never None, but those in ``defaults``, which are not given. ``model`` leads from
+    each module of the model, and from the copy of each, to the module.
     """
 
-    def __init__(self, model: set[nn.Module], defaults: frozenset[str]) -> None:
+    def __init__(self, model: dict[nn.Module, nn.Module], defaults: frozenset[str]) -> None:
         super().__init__()
         self.model, self.defaults = model, defaults
 
@@ -200,32 +276,36 @@ class _OwnCode(torch.fx.Tracer):
         return super().create_proxy(kind, target, args, *more, **named)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if m in self.model:
-            return self.create_proxy("call_module", "closed", args, kwargs)
+        if m in self.model or isinstance(m, _Held):
+            called = self.create_proxy("call_module", "closed", args, kwargs)
+            called.node.meta["closed"] = self.model.get(m, m)
+            return called
         if isinstance(m, ACTIVATION_MODULES):  # made here, or held outside of the model
             return self.create_proxy("call_function", type(m), args, kwargs)
         return forward(*args, **kwargs)
 
 
-def _called_inside(module: nn.Module, model: Iterable[nn.Module], copies: dict[nn.Module, nn.Module]) -> list[str]:
-    """Names of the activations that the module's own code calls as functions or makes."""
+def _called_inside(
+    module: nn.Module, model: Iterable[nn.Module], copies: dict[nn.Module, nn.Module]
+) -> tuple[list[str], list[torch.fx.Graph]]:
+    """Names of the activations that the module's own code calls as functions or makes; and the traces of that code."""
     if isinstance(module, torch.jit.ScriptModule):
-        return ["compiled TorchScript"]
+        return ["compiled TorchScript"], []
     if isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity == "relu":
-        return ["relu"]
-    if type(module).__module__.startswith("torch.") and not isinstance(module, torch.fx.GraphModule):
-        return []  # PyTorch's other modules call only what they hold as attributes
+        return ["relu"], []
+    if type(module).__module__.startswith("torch.") and not isinstance(module, torch.fx.GraphModule | nn.Sequential):
+        return [], []  # PyTorch's other modules call only what they hold as attributes
     if isinstance(module, ACTIVATION_MODULES) or type(module).forward is nn.Module.forward:
-        return []
+        return [], []
     copies = copies or _copies(module, model)  # where the whole cannot be copied, this part may be
-    known = {*model, *copies.values()}
+    known = {part: part for part in model} | {made: part for part, made in copies.items()}
 
     def mentioned(function: FunctionType, seen: set[CodeType]) -> set[str]:
-        return _mentioned(function.__code__, function.__globals__, copies.get(module, module), known, seen)
+        return _mentioned(function.__code__, function.__globals__, copies.get(module, module), {*known}, seen)
 
     forward = inspect.unwrap(type(module).forward)
     if not isinstance(forward, FunctionType):
-        return ["code that cannot be read"]
+        return ["code that cannot be read"], []
     seen: set[CodeType] = set()
     read = mentioned(forward, seen)
     graphs, complete = _traces(copies[module], known) if module in copies else ([], False)
@@ -238,10 +318,10 @@ def _called_inside(module: nn.Module, model: Iterable[nn.Module], copies: dict[n
             names.add(getattr(target, "__name__", str(target)))
         if "is_wrapped" in node.meta and isinstance(target, FunctionType):  # by torch.fx.wrap: not traced
             names |= mentioned(target, set())
-    return sorted(names)
+    return sorted(names), graphs
 
 
-def _traces(module: nn.Module, model: set[nn.Module]) -> tuple[list[torch.fx.Graph], bool]:
+def _traces(module: nn.Module, model: dict[nn.Module, nn.Module]) -> tuple[list[torch.fx.Graph], bool]:
     """What a module's forward does when run, and whether every trace came to its end; the module may change.
 
     A trace takes one path. These are for training and for evaluation, each with all arguments given, with those that

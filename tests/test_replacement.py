@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 import threading
@@ -400,6 +401,106 @@ def test_what_cannot_be_copied_is_still_replaced():
             return self.relu(x) if self.relu is not None else F.relu(x)
 
     assert replace(nn.Sequential(LockedInnocent(), Alias(F.relu), Branches()), new) == 3
+
+
+class Dropped(nn.Module):
+    """The result of the call is not used: its argument is."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act, self.lin = act, nn.Linear(2, 2)
+
+    def forward(self, x):
+        h = self.lin(x)
+        self.act(h)
+        return h
+
+
+class Shortcut(Dropped):
+    """The shortcut is the argument."""
+
+    def forward(self, x):
+        return self.lin(self.act(x)) + x
+
+
+class Activated(Dropped):
+    def forward(self, x):
+        return self.lin(self.act(x))
+
+
+class Around(nn.Module):
+    """A shortcut around another module."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return self.body(x) + x
+
+
+class Residual(Dropped):
+    """As in the ResNets of torchvision."""
+
+    def forward(self, x):
+        identity = x
+        out = self.lin(x)
+        out = self.act(out)
+        out = self.lin(out)
+        out += identity
+        return self.act(out)
+
+
+class PreActivation(Dropped):
+    """The shortcut is the result."""
+
+    def forward(self, x):
+        x = self.act(x)
+        return self.lin(x) + x
+
+
+class Recursive(Dropped):
+    def forward(self, x, again=None):
+        return self.act(self.lin(x)) if again is None else self(x) + self.lin(x)
+
+
+MODULE = nn.LeakyReLU(0.1, inplace=True)
+KEYWORD = functools.partial(F.leaky_relu, negative_slope=0.1, inplace=True)
+UNDERSCORE = functools.partial(F.leaky_relu_, negative_slope=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "act", "relies"),
+    [
+        (Dropped, MODULE, r"0 \(Dropped\) relies on LeakyReLU\(inplace=True\), whose result it does not use"),
+        (Dropped, UNDERSCORE, r"0 \(Dropped\) relies on leaky_relu_, whose result it does not use"),
+        (Shortcut, MODULE, r"0 \(Shortcut\) relies on LeakyReLU\(inplace=True\), whose argument it uses again"),
+        (Shortcut, KEYWORD, r"0 \(Shortcut\) relies on leaky_relu\(inplace=True\), whose argument it uses again"),
+        (lambda act: Around(Activated(act)), MODULE, r"0 \(Around\) relies on LeakyReLU.* argument it uses again"),
+        (lambda act: Around(nn.Sequential(act)), MODULE, r"0 \(Around\) relies on LeakyReLU.* argument it uses again"),
+        (Residual, MODULE, None),
+        (Residual, KEYWORD, None),
+        (PreActivation, MODULE, None),
+        (Recursive, MODULE, None),
+        (lambda act: Around(Residual(act)), MODULE, None),
+        (lambda act: nn.Sequential(nn.Linear(2, 2), act), MODULE, None),
+    ],
+)
+def test_what_relies_on_an_activation_in_place_is_refused(make, act, relies):
+    """And only that: what gives the same with the same activation not in place is replaced."""
+    models = []
+    for activation in (copy.deepcopy(act), nn.LeakyReLU(0.1)):
+        torch.manual_seed(0)
+        models.append(nn.Sequential(make(activation)))
+    x = torch.randn(4, 2)
+    with torch.no_grad():
+        in_place, not_in_place = (model(x.clone()) for model in models)
+    assert torch.equal(in_place, not_in_place) == (relies is None)
+    if relies:
+        with pytest.raises(ValueError, match=relies):
+            replace(models[0], new)
+    else:
+        assert replace(models[0], new) == 1
 
 
 @pytest.mark.parametrize("f", [F.relu, torch.relu, F.gelu, functools.partial(F.leaky_relu, negative_slope=0.1)])
