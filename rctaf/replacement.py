@@ -58,7 +58,8 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
 
     Args:
         model: any module but an activation itself.
-        factory: makes one activation, e.g. ``lambda: RCTAF(alpha=14, beta=1)``.
+        factory: makes one activation, e.g. ``lambda: RCTAF(alpha=14, beta=1)``. If that has parameters, it is for the
+            factory to make them on the device and in the dtype of the model.
 
     Returns:
         The number of places.
@@ -66,8 +67,8 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
     Raises:
         ValueError: an activation is called as a function or made in a forward method, or held in a plain list, tuple
             or dict (the message says which, and in which module), is compiled into a module (``nn.RNN`` with ReLU,
-            TorchScript), or is relied on to work in place; or ``model`` or ``factory`` is not as above. The model is
-            then unchanged.
+            TorchScript), is relied on to work in place, or has hooks; or ``model`` or ``factory`` is not as above. The
+            model is then unchanged.
 
     >>> from rctaf import RCTAF
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Sequential(nn.Linear(3, 3), nn.GELU()), nn.Softmax(-1))
@@ -86,6 +87,13 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
         out_of_reach,
         "hold each as a module (self.act = nn.ReLU(), nn.ModuleList) and call that",
     )
+    hooked = [
+        f"{path} ({type(module).__name__})"
+        for path, module in model.named_modules()
+        if isinstance(module, ACTIVATION_MODULES)
+        if any(value for name, value in vars(module).items() if name.endswith("_hooks"))
+    ]
+    _refuse("hooks of an activation would be lost", hooked, "remove them, and register them on what replaces it")
     _refuse("what replaces an activation does not work in place", in_place, "use its result instead (h = self.act(h))")
 
     places: list[tuple[nn.Module, str, Any]] = []

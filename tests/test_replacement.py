@@ -503,6 +503,19 @@ def test_what_relies_on_an_activation_in_place_is_refused(make, act, relies):
         assert replace(models[0], new) == 1
 
 
+@pytest.mark.parametrize(
+    "register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
+)
+def test_an_activation_with_hooks_is_refused(register):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU()), nn.GELU())
+    handle = getattr(model[1][0], register)(lambda *_: None)
+    with pytest.raises(ValueError, match=r"hooks .*: 1\.0 \(ReLU\); remove them"):
+        replace(model, new)
+    assert kinds(model)["RCTAF"] == 0
+    handle.remove()
+    assert replace(model, new) == 2
+
+
 @pytest.mark.parametrize("f", [F.relu, torch.relu, F.gelu, functools.partial(F.leaky_relu, negative_slope=0.1)])
 def test_functions_held_as_attributes_are_replaced(f):
     model = nn.Sequential(Alias(f))
