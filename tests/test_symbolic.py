@@ -12,6 +12,8 @@ import pytest
 import sympy as sp
 
 from rctaf import symbolic
+from rctaf.symbolic.certified import LOGISTIC, precision, t
+from rctaf.symbolic.javascript import STABLE, r
 
 ORDERS = range(6)
 
@@ -50,7 +52,7 @@ def test_identities_hold(order):
 
 def test_a_wrong_formula_is_refused(monkeypatch):
     true = symbolic.closed_form
-    monkeypatch.setattr(symbolic, "closed_form", lambda beta: true(beta) + symbolic.x / 10**6)
+    monkeypatch.setattr("rctaf.symbolic.family.closed_form", lambda beta: true(beta) + symbolic.x / 10**6)
     with pytest.raises(ArithmeticError, match="closed form"):
         symbolic.verify.__wrapped__(1)
 
@@ -111,19 +113,19 @@ def test_enclosures_hold_and_are_tight():
 
 def test_a_proof_that_does_not_go_through_raises():
     """A double zero can be neither excluded nor isolated by signs."""
-    with symbolic._precision(), pytest.raises(ArithmeticError, match="cannot decide"):
-        symbolic._LOGISTIC.zeros(sp.expand((symbolic.u - 2) ** 2))
+    with precision(), pytest.raises(ArithmeticError, match="cannot decide"):
+        LOGISTIC.zeros(sp.expand((symbolic.u - 2) ** 2))
 
 
 def test_zeros_are_complete():
     """Zeros known by construction, two of them close together, and none where there is none."""
     u, c = symbolic.u, symbolic.c
-    with symbolic._precision():
-        found = symbolic._LOGISTIC.zeros(
+    with precision():
+        found = LOGISTIC.zeros(
             sp.expand(u * (3 * u - 1) * (u - sp.Rational(334, 1000)) * (u - 30 - sp.Rational(1, 7)) * (2 + c))
         )
         assert [float(z.mid) for z in found] == pytest.approx([1 / 3, 0.334, 30 + 1 / 7], rel=1e-14)
-        assert symbolic._LOGISTIC.zeros(sp.expand(u**2 + 1 + c)) == []
+        assert LOGISTIC.zeros(sp.expand(u**2 + 1 + c)) == []
 
 
 BASELINE_TRUTH = {
@@ -243,6 +245,6 @@ def test_stable_symbols_mean_what_they_should():
     for sign in (1, -1):
         t_of_v = sp.exp(-v)
         for symbol, meaning in symbolic.MEANING.items():
-            stable = symbolic.STABLE[symbol].subs(symbolic.u, sign * v)
-            stable = stable.subs(symbolic._r, 1 / (1 + symbolic._t)).subs(symbolic._t, t_of_v)
+            stable = STABLE[symbol].subs(symbolic.u, sign * v)
+            stable = stable.subs(r, 1 / (1 + t)).subs(t, t_of_v)
             assert sp.N((stable - meaning.subs(symbolic.u, sign * v)).subs(v, sp.Rational(7, 5)), 40, chop=True) == 0
