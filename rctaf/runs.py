@@ -23,25 +23,21 @@ import itertools
 import json
 import math
 import os
-import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, NoReturn
 from unittest import mock
-
-import scipy  # its parts load when first used
 
 from rctaf import records
 from rctaf._startup import command, import_nbformat
 from rctaf.config import Grid, RunConfig
-from rctaf.records import ROOT, Record, kept_path, local_dir, results_dir
+from rctaf.records import ROOT, kept_path, local_dir, results_dir
 
 
 class RunError(RuntimeError):
@@ -320,202 +316,6 @@ def _ending_with_this(
         signal.signal(signal.SIGTERM, before)
 
 
-# --- how long ----------------------------------------------------------------------------------
-
-# what the time of an epoch, and of the evaluation, depends on; activations differ by a third at most
-_NETWORK = ("dataset", "network", "width", "norm")
-_TRAINING = ("method", "attack_steps", "attack_schedule", "auto_views", "awp", "precision", "compiled")
-_EPOCH = (*_NETWORK, "n_train", "augment", "batch_size", *_TRAINING)
-_EVALUATION = (*_NETWORK, "n_eval", "epsilon_larger", "autoattack", "hessian_images", "hessian_probes")
-
-
-def plan(path: Path) -> int:
-    """Print the number of runs of a grid, how many are done, and hours for the rest from measured times.
-
-    An epoch costs the median over the records with the same data, network and method; what follows
-    training (attacks, Hessian) likewise. A device is named with each estimate: hours on another are
-    not hours on this one.
-    """
-    grid = Grid.load(path)
-    cells = grid.cells()
-    todo = [config for run_id, config in cells.items() if not finished(run_id)]
-    print(f"{grid.name}: {grid.scale}")
-    print(f"{path}: {len(cells)} runs, {len(cells) - len(todo)} done, {len(todo)} to run")
-    if not todo:
-        return 0
-    measured = _measured()
-    for device, (epoch, evaluation) in measured.items():
-        costs = [_cost(config, epoch, evaluation) for config in todo]
-        known = [cost for cost in costs if cost is not None]
-        if known:
-            hours = sum(known) / 3600
-            what = "GPU-hours" if not device.endswith("CPU") else "hours of one CPU thread"
-            missing = f"; no measured step time yet for the other {len(todo) - len(known)}" * (len(known) < len(todo))
-            print(f"  about {hours:.2g} {what} ({device}) for {len(known)} of them{missing}")
-    if not any(_cost(config, *times) is not None for config in todo for times in measured.values()):
-        print("  no measured step time yet: run one cell with exec, then ask again")
-    return 0
-
-
-Times = dict[tuple[Any, ...], float]
-
-
-def _measured() -> dict[str, tuple[Times, Times]]:
-    """By device: median seconds of one epoch, and of everything after training."""
-    samples: dict[str, tuple[dict[tuple[Any, ...], list[float]], ...]] = {}
-    for record in records.load_all():
-        seconds = record.history.get("seconds")
-        if not seconds:
-            continue
-        epoch, evaluation = samples.setdefault(record.provenance["device"], ({}, {}))
-        epoch.setdefault(_key(record.config, _EPOCH), []).append(statistics.median(seconds))
-        # a resumed run's wall time lacks the epochs of its first attempt: never below zero
-        rest = max(0.0, record.provenance["wall_s"] - sum(seconds))
-        evaluation.setdefault(_key(record.config, _EVALUATION), []).append(rest)
-    return {
-        device: tuple({key: statistics.median(values) for key, values in kind.items()} for kind in kinds)  # type: ignore[misc]
-        for device, kinds in samples.items()
-    }
-
-
-def _key(config: RunConfig, fields: Iterable[str]) -> tuple[Any, ...]:
-    return tuple(getattr(config, name) for name in fields)
-
-
-def _cost(config: RunConfig, epoch: Times, evaluation: Times) -> float | None:
-    one, rest = epoch.get(_key(config, _EPOCH)), evaluation.get(_key(config, _EVALUATION))
-    return None if one is None or rest is None else one * config.epochs + rest
-
-
-# --- once more ---------------------------------------------------------------------------------
-
-
-def replay(run_id: str) -> int:
-    """Execute a record's experiment again in an empty store and compare; 0 unless something is different.
-
-    Same code, versions, device and thread count repeat a run bit by bit. Elsewhere sums round
-    differently, training amplifies that within its first epoch, and the new run is as far from the old one as
-    another seed would be: so a metric is *within tolerance* when it differs by at most :func:`tolerance`, or by
-    rounding. A correct replay is then called different in at most one of 1 / :data:`LEVEL` cases; how small
-    a fault it can find depends on how many seeds are known.
-    """
-    old = records.load(run_id)
-    if old is None:
-        raise SystemExit(f"no record {run_id!r} under {results_dir()} (looked in runs/ and local/)")
-    siblings = [r for r in records.load_all() if _but_seed(r.config) == _but_seed(old.config) and r.run_id != run_id]
-    threads = str(old.provenance["threads"])
-    print(f"{run_id}  {old.config.label}\n  recorded {_conditions(old)}", flush=True)
-    store = tempfile.mkdtemp(prefix="rctaf-replay-")
-    with mock.patch.dict(os.environ, RCTAF_RESULTS=store, OMP_NUM_THREADS=threads):
-        try:
-            execute(old.config)
-        except RunError as error:
-            raise RunError(f"{error}; what it left is in {store}") from None
-        new = records.load(run_id)
-    shutil.rmtree(store)
-    assert new is not None  # execute ends with a record or raises
-    print(f"  replayed {_conditions(new)}")
-    verdicts = compare(old, new, siblings)
-    changed = [row for row in verdicts if row[-1] != "identical"]
-    changed.sort(key=lambda row: row[-1] != "different")
-    for name, before, after, allowed, verdict in changed[:SHOWN]:
-        margin = "" if allowed is None else f"  (tolerance {allowed:.3g})"
-        print(f"  {verdict:16} {name}: {before} -> {after}{margin}")
-    if len(changed) > SHOWN:
-        print(f"  and {len(changed) - SHOWN} more that are not identical")
-    number = {kind: sum(row[-1] == kind for row in verdicts) for kind in VERDICTS}
-    if number["identical"] == len(verdicts):
-        print(f"bit-identical: all {len(verdicts)} values")
-    else:
-        outcome = "different" if number["different"] else "within tolerance"
-        print(f"{outcome}: " + ", ".join(f"{n} {kind}" for kind, n in number.items() if n))
-    return 1 if number["different"] else 0
-
-
-SHOWN = 20  # lines of a replay's report
-LEVEL = 0.01  # how often at most a faultless replay on another machine is called different
-ROUNDING = 1e-5  # relative; float32 sums over the same weights in another order differ by a few 1e-7, amplified
-VERDICTS = ("identical", "within tolerance", "different", "not judged")
-
-
-def compare(old: Record, new: Record, siblings: list[Record]) -> list[tuple[str, Any, Any, float | None, str]]:
-    """Every measured value of two records of one experiment: (name, old, new, tolerance, verdict).
-
-    Durations are left out. What differs by more than :data:`ROUNDING` and has no known scatter (a number
-    measured for one seed only), text (the version of an attack), and what
-    only the newer code measures, is ``not judged``: shown, no more.
-    """
-    before, after = (dict(_leaves({"metrics": r.metrics, "history": r.history})) for r in (old, new))
-    others = [dict(_leaves({"metrics": r.metrics, "history": r.history})) for r in siblings]
-    compared = sum(isinstance(before[name], int | float) for name in before.keys() & after.keys())
-    rows: list[tuple[str, Any, Any, float | None, str]] = []
-    for name in before | after:
-        a, b = before.get(name), after.get(name)
-        allowed, verdict = None, "different"
-        if a == b:
-            verdict = "identical"
-        elif isinstance(a, int | float) and isinstance(b, int | float):
-            scatter = [o[name] for o in others if isinstance(o.get(name), int | float)]
-            allowed = tolerance(a, scatter, counting_error(name, a, old.metrics), compared)
-            if abs(a - b) <= max(allowed or 0.0, ROUNDING * abs(a)):
-                verdict = "within tolerance"
-            elif allowed is None:
-                verdict = "not judged"
-        elif type(a) is type(b) or name not in before:
-            verdict = "not judged"
-        rows.append((name, a, b, allowed, verdict))
-    return rows
-
-
-def tolerance(value: float, others: list[float], counting: float, compared: int = 1) -> float | None:
-    """How far a value may move when its run is repeated with other rounding; None where that is unknown.
-
-    Two independent draws of spread s differ by a deviation of sqrt(2) s. With s known, their difference over
-    that is normal; with s estimated from k values it is t distributed on k - 1 degrees of freedom. The tolerance is the
-    quantile that one of ``compared`` values exceeds in a share :data:`LEVEL` of replays (Bonferroni).
-    s is the deviation between seeds, where ``others`` are at least three, and never less than the
-    ``counting`` error (0 where the value is no count).
-    """
-    tail = LEVEL / (2 * compared)
-    reach = counting * float(scipy.stats.norm.isf(tail))
-    if len(others) >= 3:
-        reach = max(reach, statistics.stdev([value, *others]) * float(scipy.stats.t.isf(tail, len(others))))
-    return math.sqrt(2) * reach or None
-
-
-def counting_error(name: str, value: float, metrics: dict[str, Any]) -> float:
-    """sqrt(p (1 - p) / n) of a share of n test images, times n for a count of them; 0 for anything else."""
-    n = metrics.get("n_test" if name == "metrics.clean_accuracy" else "n_eval")
-    share = name.startswith("metrics.") and name.endswith("_accuracy")
-    count = name.startswith("metrics.autoattack.") and name.endswith((".robust", ".clean"))
-    if not n or not (share or count):
-        return 0.0
-    p = value if share else value / n
-    p = min(max(p, 1 / n), 1 - 1 / n)  # at 0 and 1 the formula would allow no image at all
-    return math.sqrt(p * (1 - p) / n) * (1 if share else n)
-
-
-def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every scalar of nested dicts and lists under a dotted name, durations left out."""
-    if isinstance(tree, dict | list):
-        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            if not str(key).endswith(("seconds", "_s")):
-                yield from _leaves(value, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, tree
-
-
-def _but_seed(config: RunConfig) -> dict[str, Any]:
-    # the attack tier may differ too: a deviation between seeds needs the same training only
-    return config.model_dump(exclude={"seed", "autoattack"})
-
-
-def _conditions(record: Record) -> str:
-    p = record.provenance
-    commit = f"{str(p['git_commit'])[:10]}{' with uncommitted changes' if p['git_dirty'] else ''}"
-    return f"at {commit}, torch {p['packages']['torch']}, {p['device']}, {p['threads']} thread(s), {p['wall_s']} s"
-
-
 def main(argv: list[str] | None = None) -> int:
     assert __doc__
     parser = argparse.ArgumentParser(prog="python -m rctaf.runs", description=__doc__.splitlines()[0])
@@ -532,17 +332,17 @@ def main(argv: list[str] | None = None) -> int:
     verbs.add_parser("replay", help="execute a record again and compare").add_argument("id")
     args = parser.parse_args(argv)
     if args.verb == "plan":
+        from rctaf.planning import plan
+
         return plan(args.grid)
     if args.verb == "run":
         return run(args.grid, args.jobs)
     if args.verb == "status":
         return status(args.grid)
     if args.verb == "replay":
-        try:
-            return replay(args.id)
-        except RunError as error:
-            print(f"{args.id}: {error}", file=sys.stderr)
-            return 1
+        from rctaf.replay import replay
+
+        return replay(args.id)
     cells = Grid.load(args.grid).cells()
     config = cells.get(args.id) or dict(enumerate(cells.values())).get(int(args.id) if args.id.isdecimal() else -1)
     if config is None:

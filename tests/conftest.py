@@ -1,6 +1,58 @@
-"""One torch thread per test process; denormals flushed as in every program of the project."""
+"""One torch thread per test process, denormals flushed as in every program of the project; and a store for batches."""
 
+import nbformat
+import pytest
 import torch
+from synthetic import record_of
+
+from rctaf.config import Grid, RunConfig
 
 torch.set_num_threads(1)
 torch.set_flush_denormal(True)
+
+# An experiment that trains nothing: it notes that it ran, waits where told, fails where told, writes a record.
+EXPERIMENT = """
+import json, os, time
+from pathlib import Path
+here = Path(os.environ["RCTAF_NOTEBOOK"]).parent
+with open(here / "executions", "a") as handle:
+    handle.write(f"{seed} {os.getpid()}\\n")
+while seed >= 3 and (here / "hold").exists():
+    time.sleep(0.05)
+if seed == 2:
+    raise ValueError("made to fail")
+record = json.loads((here / f"seed-{seed}.json").read_text())
+folder = Path(os.environ["RCTAF_RESULTS"], "local", record["id"])
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "run.json").write_text(json.dumps(record))
+"""
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A folder with an empty store, the experiment above, and a grid of six seeds of it."""
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("RCTAF_NOTEBOOK", str(tmp_path / "experiment.ipynb"))
+    monkeypatch.delenv("RCTAF_GPUS", raising=False)
+    parameters = "\n".join(f"{k} = {v!r}" for k, v in RunConfig().model_dump(mode="json").items())
+    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    cells.append(nbformat.v4.new_code_cell(EXPERIMENT))
+    spec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec}), tmp_path / "experiment.ipynb")
+    (tmp_path / "six.yaml").write_text(
+        "name: six\nscale: trains nothing\nblocks: [{base: {epochs: 2}, axes: {seed: [0, 1, 2, 3, 4, 5]}}]"
+    )
+    for config in Grid.load(tmp_path / "six.yaml").cells().values():
+        (tmp_path / f"seed-{config.seed}.json").write_text(record_of(config).to_json())
+    return tmp_path
+
+
+@pytest.fixture
+def grid(store):
+    return store / "six.yaml"
+
+
+@pytest.fixture
+def cell(grid):
+    """The first of the six experiments."""
+    return next(iter(Grid.load(grid).cells().values()))

@@ -7,6 +7,20 @@ import numpy as np
 from rctaf.config import Grid
 from rctaf.records import Record, write
 
+PROVENANCE = {
+    "git_commit": "0" * 40,
+    "git_dirty": False,
+    "wall_s": 30.0,
+    "device": "x86_64 CPU",
+    "threads": 1,
+    "packages": {"torch": "2.13.0"},
+}
+
+
+def record_of(config, clean=0.8, **metrics):
+    history = {"epoch": [1, 2], "loss": [1.5, 1.25], "seconds": [2.0, 2.0]}
+    return Record(config, {"clean_accuracy": clean, "n_test": 500, **metrics}, history, dict(PROVENANCE))
+
 
 def estimate(rms: float) -> dict:
     """The entry of one Hessian estimate, as far as figures read it."""

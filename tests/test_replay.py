@@ -1,4 +1,4 @@
-"""Five committed digits records, made once more with the code of today (:mod:`rctaf.runs`, ``replay``).
+"""A record made once more: how the comparison judges, and five committed digits records with the code of today.
 
 On the machine that made them, with the same code, they come out bit by bit. On another processor, or after any change
 of rounding in training, they come out like another seed, and the criterion is that of ``replay``: it cannot see less
@@ -8,8 +8,95 @@ learn.
 
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+from synthetic import record_of
+
+from rctaf import records, runs
+from rctaf.config import Grid
+from rctaf.replay import LEVEL, compare, tolerance
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_replay_of_the_same_experiment_is_bit_identical(store, cell, capsys):
+    records.write(record_of(cell))
+    assert runs.main(["replay", cell.run_id]) == 0
+    assert "bit-identical: all 6 values" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no record"):
+        runs.main(["replay", "0" * 12])
+
+
+def test_a_replay_that_fails_says_where_its_notebook_is(store, grid, monkeypatch):
+    (failing,) = (config for config in Grid.load(grid).cells().values() if config.seed == 2)
+    records.write(record_of(failing))
+    monkeypatch.setenv("TMPDIR", str(store))
+    command = [sys.executable, "-m", "rctaf.runs", "replay", failing.run_id]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    (left,) = store.glob("rctaf-replay-*")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{failing.run_id}: ")
+    assert done.stderr.endswith(f"ValueError: made to fail; what it left is in {left}\n")
+    assert "made to fail" in (left / "local" / failing.run_id / "notebook.partial.ipynb").read_text()
+
+
+@pytest.mark.parametrize("seeds", [4, 10])
+def test_a_run_as_far_away_as_another_seed_is_rarely_called_different(seeds):
+    """Chaos makes the replay another draw: 20 values of unequal scale, none may leave its tolerance but in 1 %."""
+    rng, values, replays = np.random.default_rng(0), 20, 500
+    scale = 10.0 ** rng.integers(-3, 4, size=values)
+    wrong = 0
+    for _ in range(replays):
+        draws = scale * rng.normal(5, 1, size=(seeds + 1, values))  # the last is the replay
+        allowed = [tolerance(d[0], list(d[1:-1]), 0.0, values) for d in draws.T]
+        wrong += bool((abs(draws[0] - draws[-1]) > np.array(allowed)).any())
+    share = wrong / replays
+    assert share <= LEVEL + 4 * (LEVEL / replays) ** 0.5  # Bonferroni is an upper bound; 4 standard errors
+    assert tolerance(5.0, [4.0, 5.0, 6.0], 0.0, values) < tolerance(5.0, [4.0, 5.0, 6.0], 0.0, 10 * values)
+
+
+def test_comparison_of_two_records(cell):
+    def measured(clean, hessian, attack="a", robust=250, last=2.0, **other):
+        attacked = {"robust": robust, "implementation": attack, "seconds": time.time()}
+        return record_of(cell, clean, hessian=hessian, autoattack=attacked, layers=[1.0, last], n_eval=400, **other)
+
+    def verdicts(new, siblings=()):
+        return {name: (allowed, verdict) for name, *_, allowed, verdict in compare(old, new, list(siblings))}
+
+    old = measured(0.8, 2.0)
+    assert {verdict for _, verdict in verdicts(measured(0.8, 2.0)).values()} == {"identical"}  # durations apart
+
+    said = verdicts(measured(0.83, 2.1, "b", robust=260, last=2.5))
+    # the deviation of the difference of two counts, of 500 images for clean accuracy, of 400 that were attacked, times
+    # the normal quantile that one of the 11 numbers exceeds in 1 % of all cases
+    z = 3.317  # two-sided 0.01 / 11
+    assert said["metrics.clean_accuracy"] == (
+        pytest.approx(z * (2 * 0.8 * 0.2 / 500) ** 0.5, rel=1e-2),
+        "within tolerance",
+    )
+    assert said["metrics.autoattack.robust"] == (
+        pytest.approx(z * (2 * 250 * 150 / 400) ** 0.5, rel=1e-2),
+        "within tolerance",
+    )
+    assert said["metrics.hessian"] == said["metrics.layers.1"] == (None, "not judged")
+    assert said["metrics.autoattack.implementation"] == (None, "not judged")
+    assert said["metrics.layers.0"] == (None, "identical")
+
+    assert verdicts(measured(0.8, 2.00001))["metrics.hessian"] == (None, "within tolerance")  # rounding
+
+    siblings = [measured(0.8, hessian) for hessian in (1.9, 2.0, 2.1)]
+    spread = tolerance(2.0, [1.9, 2.0, 2.1], 0.0, 11)
+    assert verdicts(measured(0.8, 2 + 0.99 * spread), siblings)["metrics.hessian"] == (spread, "within tolerance")
+    assert verdicts(measured(0.8, 2 + 1.01 * spread), siblings)["metrics.hessian"] == (spread, "different")
+    assert verdicts(measured(0.5, 2.0))["metrics.clean_accuracy"][1] == "different"
+    assert verdicts(measured(None, 2.0))["metrics.clean_accuracy"][1] == "different"
+    assert verdicts(measured(0.8, 2.0, extra=1))["metrics.extra"][1] == "not judged"  # the code has learnt it since
+    lost = {name: verdict for name, *_, verdict in compare(measured(0.8, 2.0, extra=1), old, [])}
+    assert lost["metrics.extra"] == "different"
+
 
 RECORDS = {  # all from a clean commit
     "2ee70a417259": "TRADES, order 2 at max|σ″| = 7, seed 1",

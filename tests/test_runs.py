@@ -7,75 +7,13 @@ import sys
 import time
 from pathlib import Path
 
-import nbformat
-import numpy as np
 import pytest
+from synthetic import record_of
 
 from rctaf import notebooks, records, runs
 from rctaf.config import Grid, RunConfig
-from rctaf.records import Record
 
 ROOT = Path(__file__).resolve().parent.parent
-PROVENANCE = {
-    "git_commit": "0" * 40,
-    "git_dirty": False,
-    "wall_s": 30.0,
-    "device": "x86_64 CPU",
-    "threads": 1,
-    "packages": {"torch": "2.13.0"},
-}
-
-# An experiment that trains nothing: it notes that it ran, waits where told, fails where told, writes a record.
-EXPERIMENT = """
-import json, os, time
-from pathlib import Path
-here = Path(os.environ["RCTAF_NOTEBOOK"]).parent
-with open(here / "executions", "a") as handle:
-    handle.write(f"{seed} {os.getpid()}\\n")
-while seed >= 3 and (here / "hold").exists():
-    time.sleep(0.05)
-if seed == 2:
-    raise ValueError("made to fail")
-record = json.loads((here / f"seed-{seed}.json").read_text())
-folder = Path(os.environ["RCTAF_RESULTS"], "local", record["id"])
-folder.mkdir(parents=True, exist_ok=True)
-(folder / "run.json").write_text(json.dumps(record))
-"""
-
-
-def record_of(config, clean=0.8, **metrics):
-    history = {"epoch": [1, 2], "loss": [1.5, 1.25], "seconds": [2.0, 2.0]}
-    return Record(config, {"clean_accuracy": clean, "n_test": 500, **metrics}, history, dict(PROVENANCE))
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    """A folder with an empty store, the experiment above, and a grid of six seeds of it."""
-    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setenv("RCTAF_NOTEBOOK", str(tmp_path / "experiment.ipynb"))
-    monkeypatch.delenv("RCTAF_GPUS", raising=False)
-    parameters = "\n".join(f"{k} = {v!r}" for k, v in RunConfig().model_dump(mode="json").items())
-    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
-    cells.append(nbformat.v4.new_code_cell(EXPERIMENT))
-    spec = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec}), tmp_path / "experiment.ipynb")
-    (tmp_path / "six.yaml").write_text(
-        "name: six\nscale: trains nothing\nblocks: [{base: {epochs: 2}, axes: {seed: [0, 1, 2, 3, 4, 5]}}]"
-    )
-    for config in Grid.load(tmp_path / "six.yaml").cells().values():
-        (tmp_path / f"seed-{config.seed}.json").write_text(record_of(config).to_json())
-    return tmp_path
-
-
-@pytest.fixture
-def grid(store):
-    return store / "six.yaml"
-
-
-@pytest.fixture
-def cell(grid):
-    """The first of the six experiments."""
-    return next(iter(Grid.load(grid).cells().values()))
 
 
 def executions(store):
@@ -269,47 +207,8 @@ def test_all_gpus_are_lent_unless_told(monkeypatch):
     assert runs.gpu_slots() == []
 
 
-def test_plan_multiplies_measured_times(store, grid, cell, capsys):
-    runs.plan(grid)
-    assert "no measured step time yet" in capsys.readouterr().out
-    # 2 epochs of 2 s and 26 s of evaluation, of 30 s in all; a sibling of 200 epochs: 426 s
-    records.write(record_of(cell))
-    runs.plan(grid)
-    out = capsys.readouterr().out
-    assert "6 runs, 1 done, 5 to run" in out
-    assert f"about {5 * 30 / 3600:.2g} hours of one CPU thread (x86_64 CPU) for 5 of them\n" in out
-    longer = grid.with_name("longer.yaml")
-    longer.write_text("name: longer\nscale: none\nblocks: [{axes: {epochs: [200], method: [trades, standard]}}]")
-    runs.plan(longer)
-    out = capsys.readouterr().out
-    assert f"about {426 / 3600:.2g} hours" in out
-    assert "for 1 of them; no measured step time yet for the other 1" in out
-
-
 def test_experiment_takes_every_setting():
     assert set(notebooks.parameter_names(ROOT / "notebooks/experiments/run.ipynb")) == set(RunConfig.model_fields)
-
-
-def test_replay_of_the_same_experiment_is_bit_identical(store, cell, capsys):
-    records.write(record_of(cell))
-    assert runs.main(["replay", cell.run_id]) == 0
-    assert "bit-identical: all 6 values" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="no record"):
-        runs.main(["replay", "0" * 12])
-
-
-def test_a_replay_that_fails_says_where_its_notebook_is(store, cell, monkeypatch, capsys):
-    def fails(source, target, *args, **kwargs):
-        records.write_text(target.with_name("notebook.partial.ipynb"), "red")
-        raise notebooks.NotebookError("cell 7: out of luck")
-
-    records.write(record_of(cell))
-    monkeypatch.setattr(notebooks, "execute_notebook", fails)
-    monkeypatch.setattr(runs.tempfile, "mkdtemp", lambda prefix: str(store / "again"))
-    assert runs.main(["replay", cell.run_id]) == 1
-    left = store / "again"
-    assert capsys.readouterr().err == f"{cell.run_id}: cell 7: out of luck; what it left is in {left}\n"
-    assert (left / "local" / cell.run_id / "notebook.partial.ipynb").read_text() == "red"
 
 
 @pytest.mark.parametrize("command", [["runs", "plan", "GRID"], ["records", "show", "ID"]])
@@ -321,61 +220,6 @@ def test_a_record_that_cannot_be_read_is_one_line(store, grid, cell, command):
         [sys.executable, "-m", f"rctaf.{command[0]}", *words], cwd=ROOT, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (1, f"{path}: not a readable record: it lacks 'config'\n")
-
-
-@pytest.mark.parametrize("seeds", [4, 10])
-def test_a_run_as_far_away_as_another_seed_is_rarely_called_different(seeds):
-    """Chaos makes the replay another draw: 20 values of unequal scale, none may leave its tolerance but in 1 %."""
-    rng, values, replays = np.random.default_rng(0), 20, 500
-    scale = 10.0 ** rng.integers(-3, 4, size=values)
-    wrong = 0
-    for _ in range(replays):
-        draws = scale * rng.normal(5, 1, size=(seeds + 1, values))  # the last is the replay
-        allowed = [runs.tolerance(d[0], list(d[1:-1]), 0.0, values) for d in draws.T]
-        wrong += bool((abs(draws[0] - draws[-1]) > np.array(allowed)).any())
-    share = wrong / replays
-    assert share <= runs.LEVEL + 4 * (runs.LEVEL / replays) ** 0.5  # Bonferroni is an upper bound; 4 standard errors
-    assert runs.tolerance(5.0, [4.0, 5.0, 6.0], 0.0, values) < runs.tolerance(5.0, [4.0, 5.0, 6.0], 0.0, 10 * values)
-
-
-def test_comparison_of_two_records(cell):
-    def measured(clean, hessian, attack="a", robust=250, last=2.0, **other):
-        attacked = {"robust": robust, "implementation": attack, "seconds": time.time()}
-        return record_of(cell, clean, hessian=hessian, autoattack=attacked, layers=[1.0, last], n_eval=400, **other)
-
-    def verdicts(new, siblings=()):
-        return {name: (allowed, verdict) for name, *_, allowed, verdict in runs.compare(old, new, list(siblings))}
-
-    old = measured(0.8, 2.0)
-    assert {verdict for _, verdict in verdicts(measured(0.8, 2.0)).values()} == {"identical"}  # durations apart
-
-    said = verdicts(measured(0.83, 2.1, "b", robust=260, last=2.5))
-    # the deviation of the difference of two counts, of 500 images for clean accuracy, of 400 that were attacked, times
-    # the normal quantile that one of the 11 numbers exceeds in 1 % of all cases
-    z = 3.317  # two-sided 0.01 / 11
-    assert said["metrics.clean_accuracy"] == (
-        pytest.approx(z * (2 * 0.8 * 0.2 / 500) ** 0.5, rel=1e-2),
-        "within tolerance",
-    )
-    assert said["metrics.autoattack.robust"] == (
-        pytest.approx(z * (2 * 250 * 150 / 400) ** 0.5, rel=1e-2),
-        "within tolerance",
-    )
-    assert said["metrics.hessian"] == said["metrics.layers.1"] == (None, "not judged")
-    assert said["metrics.autoattack.implementation"] == (None, "not judged")
-    assert said["metrics.layers.0"] == (None, "identical")
-
-    assert verdicts(measured(0.8, 2.00001))["metrics.hessian"] == (None, "within tolerance")  # rounding
-
-    siblings = [measured(0.8, hessian) for hessian in (1.9, 2.0, 2.1)]
-    spread = runs.tolerance(2.0, [1.9, 2.0, 2.1], 0.0, 11)
-    assert verdicts(measured(0.8, 2 + 0.99 * spread), siblings)["metrics.hessian"] == (spread, "within tolerance")
-    assert verdicts(measured(0.8, 2 + 1.01 * spread), siblings)["metrics.hessian"] == (spread, "different")
-    assert verdicts(measured(0.5, 2.0))["metrics.clean_accuracy"][1] == "different"
-    assert verdicts(measured(None, 2.0))["metrics.clean_accuracy"][1] == "different"
-    assert verdicts(measured(0.8, 2.0, extra=1))["metrics.extra"][1] == "not judged"  # the code has learnt it since
-    lost = {name: verdict for name, *_, verdict in runs.compare(measured(0.8, 2.0, extra=1), old, [])}
-    assert lost["metrics.extra"] == "different"
 
 
 def test_the_command_line_starts_without_pytorch():

@@ -1,0 +1,76 @@
+"""How many runs a grid still needs, and how long they take by the times of those that there are."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rctaf import records
+from rctaf.config import Grid, RunConfig
+from rctaf.runs import finished
+
+# what the time of an epoch, and of the evaluation, depends on; activations differ by a third at most
+_NETWORK = ("dataset", "network", "width", "norm")
+_TRAINING = ("method", "attack_steps", "attack_schedule", "auto_views", "awp", "precision", "compiled")
+_EPOCH = (*_NETWORK, "n_train", "augment", "batch_size", *_TRAINING)
+_EVALUATION = (*_NETWORK, "n_eval", "epsilon_larger", "autoattack", "hessian_images", "hessian_probes")
+
+
+def plan(path: Path) -> int:
+    """Print the number of runs of a grid, how many are done, and hours for the rest from measured times.
+
+    An epoch costs the median over the records with the same data, network and method; what follows
+    training (attacks, Hessian) likewise. A device is named with each estimate: hours on another are
+    not hours on this one.
+    """
+    grid = Grid.load(path)
+    cells = grid.cells()
+    todo = [config for run_id, config in cells.items() if not finished(run_id)]
+    print(f"{grid.name}: {grid.scale}")
+    print(f"{path}: {len(cells)} runs, {len(cells) - len(todo)} done, {len(todo)} to run")
+    if not todo:
+        return 0
+    measured = _measured()
+    for device, (epoch, evaluation) in measured.items():
+        costs = [_cost(config, epoch, evaluation) for config in todo]
+        known = [cost for cost in costs if cost is not None]
+        if known:
+            hours = sum(known) / 3600
+            what = "GPU-hours" if not device.endswith("CPU") else "hours of one CPU thread"
+            missing = f"; no measured step time yet for the other {len(todo) - len(known)}" * (len(known) < len(todo))
+            print(f"  about {hours:.2g} {what} ({device}) for {len(known)} of them{missing}")
+    if not any(_cost(config, *times) is not None for config in todo for times in measured.values()):
+        print("  no measured step time yet: run one cell with exec, then ask again")
+    return 0
+
+
+Times = dict[tuple[Any, ...], float]
+
+
+def _measured() -> dict[str, tuple[Times, Times]]:
+    """By device: median seconds of one epoch, and of everything after training."""
+    samples: dict[str, tuple[dict[tuple[Any, ...], list[float]], ...]] = {}
+    for record in records.load_all():
+        seconds = record.history.get("seconds")
+        if not seconds:
+            continue
+        epoch, evaluation = samples.setdefault(record.provenance["device"], ({}, {}))
+        epoch.setdefault(_key(record.config, _EPOCH), []).append(statistics.median(seconds))
+        # a resumed run's wall time lacks the epochs of its first attempt: never below zero
+        rest = max(0.0, record.provenance["wall_s"] - sum(seconds))
+        evaluation.setdefault(_key(record.config, _EVALUATION), []).append(rest)
+    return {
+        device: tuple({key: statistics.median(values) for key, values in kind.items()} for kind in kinds)  # type: ignore[misc]
+        for device, kinds in samples.items()
+    }
+
+
+def _key(config: RunConfig, fields: Iterable[str]) -> tuple[Any, ...]:
+    return tuple(getattr(config, name) for name in fields)
+
+
+def _cost(config: RunConfig, epoch: Times, evaluation: Times) -> float | None:
+    one, rest = epoch.get(_key(config, _EPOCH)), evaluation.get(_key(config, _EVALUATION))
+    return None if one is None or rest is None else one * config.epochs + rest
