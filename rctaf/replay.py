@@ -46,6 +46,9 @@ def replay(run_id: str) -> int:
     shutil.rmtree(store)
     assert new is not None  # execute ends with a record or raises
     print(f"  replayed {_conditions(new)}")
+    before, now = (record.provenance.get("activation_kernel", "unknown code") for record in (old, new))
+    if before != now:  # they round differently
+        print(f"  activations by {before} in the record, by {now} here")
     verdicts = compare(old, new, siblings)
     changed = [row for row in verdicts if row[-1] != "identical"]
     changed.sort(key=lambda row: row[-1] != "different")

@@ -13,6 +13,7 @@ PROVENANCE = {
     "wall_s": 30.0,
     "device": "x86_64 CPU",
     "threads": 1,
+    "activation_kernel": "C",
     "packages": {"torch": "2.13.0"},
 }
 

@@ -25,9 +25,19 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_replay_of_the_same_experiment_is_bit_identical(store, cell, capsys):
     records.write(record_of(cell))
     assert runs.main(["replay", cell.run_id]) == 0
-    assert "bit-identical: all 6 values" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "bit-identical: all 6 values" in said
+    assert "activations" not in said  # computed alike
     with pytest.raises(SystemExit, match="no record"):
         runs.main(["replay", "0" * 12])
+
+
+def test_a_replay_says_where_the_activations_are_computed_otherwise(store, cell, capsys):
+    elsewhere = record_of(cell)
+    elsewhere.provenance["activation_kernel"] = "PyTorch"
+    records.write(elsewhere)
+    assert runs.main(["replay", cell.run_id]) == 0
+    assert "activations by PyTorch in the record, by C here" in capsys.readouterr().out
 
 
 def test_a_replay_that_fails_says_where_its_notebook_is(store, grid, monkeypatch):
