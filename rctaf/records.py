@@ -267,6 +267,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rctaf.records", description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("show", help="print one record").add_argument("id")
+    verbs.add_parser("robustbench", help="print one record as RobustBench lists a model").add_argument("id")
     verbs.add_parser("keep", help="make a grid's finished runs committed evidence").add_argument("grid")
     args = parser.parse_args(argv)
     if args.verb == "keep":
@@ -281,6 +282,15 @@ def main(argv: list[str] | None = None) -> int:
     if record is None:
         print(f"no record {args.id!r} under {results_dir()} (looked in runs/ and local/)", file=sys.stderr)
         return 1
+    if args.verb == "robustbench":
+        from rctaf.evaluation import robustbench_entry
+
+        try:
+            print(json.dumps(robustbench_entry(record), indent=2))
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 1
+        return 0
     print(record.path)
     print(record.to_json(), end="")
     return 0

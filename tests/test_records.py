@@ -203,6 +203,28 @@ def test_show(capsys):
     assert "no record 'nothing'" in capsys.readouterr().err
 
 
+def test_robustbench(capsys):
+    attacked = {"version": "standard", "implementation": "autoattack", "implementation_version": "0.1", "warnings": []}
+    attacked |= {"n": 400, "clean": 301, "robust": 150, "robust_accuracy": 0.375}
+    whole = record(epsilon="8/255", autoattack="standard")
+    whole.metrics["autoattack"] = attacked
+    records.write(whole)
+    assert records.main(["robustbench", whole.run_id]) == 0
+    entry = json.loads(capsys.readouterr().out)
+    assert (entry["clean_acc"], entry["autoattack_acc"], entry["eps"]) == ("75.25", "37.50", "8/255")
+    assert entry["footnote"] == "autoattack 0.1, 400 images"
+
+    without = record(seed=1)
+    del without.metrics["autoattack"]
+    for other, version in [(record(), "screening"), (without, "none")]:
+        records.write(other)
+        assert records.main(["robustbench", other.run_id]) == 1
+        said = f"record {other.run_id} holds no standard AutoAttack, only '{version}'"
+        assert capsys.readouterr() == ("", f"{said}; make the run with autoattack=standard\n")
+    assert records.main(["robustbench", "nothing"]) == 1
+    assert "no record 'nothing'" in capsys.readouterr().err
+
+
 def test_a_reader_that_leaves_early_is_no_error():
     records.write(record())
     # the reader is gone long before the program has started and prints

@@ -295,8 +295,9 @@ def robustbench_entry(record: Record) -> dict[str, Any]:
         ValueError: the record holds no evaluation by the standard version, which is what RobustBench lists.
     """
     result = record.metrics.get("autoattack") or {}
-    if result.get("version") != "standard":
-        raise ValueError(f"record {record.run_id} holds no standard AutoAttack, only {result.get('version')!r}")
+    if (version := result.get("version", "none")) != "standard":
+        said = f"record {record.run_id} holds no standard AutoAttack, only {version!r}"
+        raise ValueError(f"{said}; make the run with autoattack=standard")
     config, package = record.config, f"{result['implementation']} {result['implementation_version']}"
     return {
         "link": "",
