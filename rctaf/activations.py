@@ -13,18 +13,17 @@ Its derivatives and its curvature :math:`\max_x |\sigma''(x)|` are in :mod:`rcta
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rctaf import _kernels
-from rctaf._native import Summand, plain
+from rctaf import _after_norm, _kernels
+from rctaf._derivative import Derivative
+from rctaf._native import plain
 from rctaf.family import LAST_ORDER, checked_order, positive
 
 # --- the function and its module -------------------------------------------------------------------------------------
@@ -53,131 +52,6 @@ def _order(beta: int) -> int:
             f"beta (order) must be at most {LAST_ORDER} for tensors (single precision ends there), got {beta!r}"
         )
     return beta
-
-
-class _Derivative(torch.autograd.Function):
-    """The n-th derivative of sigma. Its own derivative is the (n+1)-th, so autograd may go on for ever.
-
-    Saves one tensor: x, or for sigma itself at order 0 only the output, which the next layer keeps anyway.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
-        return _kernels.derivative(x, alpha, beta, n)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float, int, int], output: Tensor) -> None:
-        x, ctx.alpha, ctx.beta, ctx.n = inputs
-        ctx.from_output = ctx.beta == 0 and ctx.n == 0
-        ctx.save_for_backward(output if ctx.from_output else x)
-        ctx.save_for_forward(x)  # held during this call only
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (saved,) = ctx.saved_tensors
-        fused = _kernels.backward(saved, ctx.alpha, ctx.beta, ctx.n, ctx.from_output, grad)
-        if fused is not None:
-            return fused, None, None, None
-        if ctx.from_output:  # s(alpha x) = 1 - exp(-alpha y); autograd takes further derivatives through y
-            slope = -torch.expm1(-ctx.alpha * _kernels.widen(saved)).to(saved.dtype)
-        else:
-            slope = _Derivative.apply(saved, ctx.alpha, ctx.beta, ctx.n + 1)
-        return grad * slope, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return tangent * _Derivative.apply(x, ctx.alpha, ctx.beta, ctx.n + 1)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, alpha: float, beta: int, n: int) -> Any:
-        return _Derivative.apply(x, alpha, beta, n), in_dims[0]
-
-
-_Derivative.forward.__signature__ = inspect.signature(_Derivative.forward)  # type: ignore[attr-defined]
-"""Which ``apply`` asks for at every call: found beforehand, that takes a third of the time on a small tensor."""
-
-
-def _norm_behind(y: Tensor) -> Summand | None:
-    """The batch norm in training mode whose output ``y`` is, if it still keeps what it was computed from; else None.
-
-    The norm keeps everything but its bias, which is taken to be what it was when the norm was called.
-    """
-    node: Any = y.grad_fn
-    if type(node).__name__ not in ("NativeBatchNormBackward0", "CudnnBatchNormBackward0"):
-        return None
-    if not node._saved_training or y.output_nr or y._version:
-        return None
-    try:
-        x, weight, mean, inverse_std = node._saved_input, node._saved_weight, node._saved_result1, node._saved_result2
-    except RuntimeError:  # a backward pass has freed them, or somebody has changed them in place
-        return None
-    bias = getattr(node.next_functions[2][0], "variable", None)
-    if weight is None or bias is None:
-        return None
-    with torch.no_grad():  # in single precision at least, which the kernels ask for
-        scale = _kernels.widen(inverse_std) * weight
-        shift = torch.addcmul(_kernels.widen(bias), _kernels.widen(mean), scale, value=-1)
-    return Summand(x, scale, shift)
-
-
-class _OfSum(torch.autograd.Function):
-    """sigma of one value or of the sum of two, through :func:`_of_sum`, which puts stand-ins for what a norm made.
-
-    A stand-in has the place of the norm's output in the graph, not its memory; the values are computed again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, alpha: float, beta: int, norms: tuple[Summand | None, ...], *values: Tensor) -> Tensor:
-        ctx.alpha, ctx.beta, ctx.from_norm = alpha, beta, [norm is not None for norm in norms]
-        ctx.save_for_backward(*values, *(t for norm in norms if norm is not None for t in norm))
-        return _kernels.derivative_of_sum(tuple(map(Summand, values)), alpha, beta, 0)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        values = list(islice(saved, len(ctx.from_norm)))
-        terms = [Summand(*islice(saved, 3)) if norm else None for norm in ctx.from_norm]
-        if torch.is_grad_enabled() or _kernels.has_tangent(grad):  # somebody differentiates once more
-            # of a norm's output the value is computed; the stand-in, which is zero, adds its place in the graph
-            known = (None if term is None else _kernels.value(term).detach() for term in terms)
-            x = sum(y if output is None else y + output for y, output in zip(values, known, strict=True))
-            result = grad * _Derivative.apply(x, ctx.alpha, ctx.beta, 1)
-        else:
-            summands = tuple(Summand(y) if term is None else term for y, term in zip(values, terms, strict=True))
-            result = _kernels.derivative_of_sum(summands, ctx.alpha, ctx.beta, 1, grad)
-        return None, None, None, *[result] * len(values)
-
-
-def _stand_in(y: Tensor) -> Tensor:
-    """Zeros in the shape of ``y`` that take the memory of one number."""
-    return y.new_zeros(()).expand_as(y)
-
-
-def _of_sum(alpha: float, beta: int, *values: Tensor) -> Tensor:
-    """sigma of one value or of the sum of two. Of a batch norm's output nothing is saved: it is computed again.
-
-    The norm keeps its input for its own backward pass; ReLU keeps its output, which the next layer keeps too. So a
-    network with this activation holds what one with ReLU holds.
-    """
-    norms = tuple(map(_norm_behind, values))
-    result: Tensor = _OfSum.apply(alpha, beta, norms, *values)
-    for norm, saved in zip(norms, result.grad_fn._raw_saved_tensors, strict=False):  # type: ignore[union-attr]
-        if norm is not None:
-            saved.register_hooks(_stand_in, lambda y: y)
-    return result
-
-
-def _saves(*values: Tensor) -> bool:
-    """Whether backward autograd alone is at work on these values, and nothing handles what it saves."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch.is_grad_enabled()
-        and all(plain(value) for value in values)
-        and any(value.requires_grad for value in values)
-        and not _kernels.has_tangent(*values)
-        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None  # such as those of a checkpoint
-    )
 
 
 def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
@@ -221,9 +95,9 @@ def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
     if not (x.requires_grad and torch.is_grad_enabled()):
         if plain(x) and not _kernels.has_tangent(x):  # nobody differentiates
             return _kernels.derivative(x, alpha, beta, 0)
-    elif beta > 0 and _saves(x):
-        return _of_sum(alpha, beta, x)
-    return _Derivative.apply(x, alpha, beta, 0)
+    elif beta > 0 and _after_norm.saves_plainly(x):
+        return _after_norm.activate(alpha, beta, x)
+    return Derivative.apply(x, alpha, beta, 0)
 
 
 torch.fx.wrap("rctaf")  # one node in a symbolic trace: a Proxy cannot enter an autograd.Function
@@ -259,12 +133,6 @@ def activate_sum(activation: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     RCT-AF saves what its summands are made of in place of their sum: of a batch norm's output nothing, of another
     tensor the tensor itself, which a residual network keeps as the input of its next convolution.
     """
-    hooks = (
-        activation._forward_hooks,
-        activation._forward_pre_hooks,
-        activation._backward_hooks,
-        activation._backward_pre_hooks,
-    )
     if (
         type(activation) is RCTAF
         and activation.beta > 0  # order 0 saves its output alone
@@ -273,11 +141,10 @@ def activate_sum(activation: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         and x.shape == y.shape
         and x.dtype == y.dtype
         and x.is_floating_point()
-        and _saves(x, y)
-        and not any(hooks)  # they would not be called
-        and not torch.nn.modules.module._has_any_global_hook()
+        and _after_norm.saves_plainly(x, y)
+        and not _after_norm.hooked(activation)
     ):
-        return _of_sum(activation.alpha, activation.beta, x, y)
+        return _after_norm.activate(activation.alpha, activation.beta, x, y)
     return activation(x + y)
 
 

@@ -1,6 +1,7 @@
 """RCT-AF after a batch norm, and after the sum of a residual block: what is saved, and that nothing else changes."""
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.func import functional_call, jvp
 from torch.profiler import profile
 from torch.utils.checkpoint import checkpoint
 
-from rctaf import RCTAF, _kernels, _native, activate_sum
+from rctaf import RCTAF, _after_norm, _kernels, _native, activate_sum
 from rctaf.models import make_model
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -250,6 +251,33 @@ def test_where_it_applies_and_where_it_does_not():
     assert not served(activate_sum(activation, norm(x), x[:1]))  # broadcast: activation(x + y) knows how
     with torch.no_grad():
         assert activation(norm(x)).grad_fn is None
+
+
+@pytest.mark.parametrize(
+    "lacks", ["default hooks", "raw saved tensors", "module hooks", "global hooks", "what the norm saved"]
+)
+def test_a_pytorch_without_the_private_attributes_is_served_plainly(lacks, monkeypatch):
+    x, activation, norm = torch.randn(6, 4, requires_grad=True), RCTAF(7.0, 1), nn.BatchNorm1d(4)
+    if lacks == "default hooks":
+        monkeypatch.delattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
+    if lacks == "raw saved tensors":
+        monkeypatch.setattr(_after_norm, "_STAND_INS", False)
+    if lacks == "global hooks":
+        monkeypatch.delattr(torch.nn.modules.module, "_has_any_global_hook")
+        monkeypatch.setattr(RCTAF, "__call__", RCTAF.forward)  # which asks for it too
+    if lacks == "module hooks":
+        del activation._backward_hooks
+        monkeypatch.setattr(RCTAF, "__call__", RCTAF.forward)
+    if lacks == "what the norm saved":
+        node = type("NativeBatchNormBackward0", (), {})()
+        assert _after_norm._norm_behind(SimpleNamespace(grad_fn=node, output_nr=0, _version=0)) is None
+        return
+    y = norm(x)
+    total = (y + x).detach()
+    out = activate_sum(activation, y, x)
+    assert not served(out)
+    (got,) = torch.autograd.grad(out.sum(), y)
+    torch.testing.assert_close(got, _kernels.derivative(total, 7.0, 1, 1))
 
 
 def test_an_output_changed_in_place_is_taken_as_it_is():
