@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rctaf import recipes
-from rctaf.family import alpha_for_curvature, alpha_for_rms_curvature, curvature
+from rctaf.family import LAST_ORDER, alpha_for_curvature, alpha_for_rms_curvature, curvature
 
 SCHEMA = 1  # raise it when the *meaning* of a field changes: every run id changes with it
 
@@ -123,7 +123,7 @@ class RunConfig(BaseModel):
     gain: float | None = Field(1.0, gt=0, description="initial batch-norm gains; the head starts 1/gain as large")
     activation: Literal["rctaf", "relu", "leaky_relu", "elu", "selu", "gelu", "swish", "mish", "softplus"] = "rctaf"
     alpha: float | None = Field(14.0, gt=0, le=1000, description="sharpness of RCT-AF")
-    beta: int | None = Field(1, ge=0, le=12, description="order of RCT-AF")
+    beta: int | None = Field(1, ge=0, le=LAST_ORDER, description="order of RCT-AF")
     alpha_learned: bool | None = Field(False, description="alpha is where each layer starts, and is then trained")
     # training
     method: Literal["standard", "pgd", "trades", "mart", "dajat", "dkl"] = "trades"
