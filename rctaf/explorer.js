@@ -48,7 +48,7 @@ html[data-theme="dark"] .rctaf-box, body[data-jp-theme-light="false"] .rctaf-box
 .rctaf-explorer .caption { color: var(--quiet); margin: .1em 0 .4em; }
 `;
 
-const show = (value) => (value === Infinity ? "∞" : String(+value.toPrecision(3)));
+const show = (value) => String(+value.toPrecision(3));
 const minus = (value) => String(value).replace("-", "−");
 
 // Uniform in x for the slow parts, uniform in αx for the peak around 0, which may be a hundredth wide. 0 is always there.
@@ -115,8 +115,9 @@ function gauge(svg, value, other) {
   }
   if (other) {
     const x = px(other.value);
-    if (other.value === Infinity) out += `<text class="strong" x="${width}" y="${axis - 15}" text-anchor="end">∞</text>`;
-    out += `<path d="M${x} ${axis - 7}l7 7l-7 7l-7 -7z" fill="none" stroke="var(--baseline)" stroke-width="2"/>`;
+    // a kink has no place on the scale: an arrow leads beyond its end
+    const mark = other.value === Infinity ? `M${x + 2} ${axis}h11m-5 -5l5 5l-5 5` : `M${x} ${axis - 7}l7 7l-7 7l-7 -7z`;
+    out += `<path class="mark" d="${mark}" fill="none" stroke="var(--baseline)" stroke-width="2"/>`;
   }
   const x = px(value);
   out += `<circle cx="${x}" cy="${axis}" r="6.5" fill="var(--family)"/>`;

@@ -123,6 +123,23 @@ def test_baselines_are_drawn_and_named(page):
     assert page.locator("polyline.baseline").count() == 0
 
 
+def test_a_kink_lies_beyond_the_end_of_the_scale(page):
+    """The mark of a baseline: on the scale where max|σ″| is finite, right of its end for a kink, and no number."""
+    place = """() => {
+      const gauge = document.querySelector('.gauge'), line = gauge.querySelector('line.zero').getBoundingClientRect();
+      return [gauge.querySelector('path').getBoundingClientRect().left, line.right, gauge.textContent];
+    }"""
+    names = list(BASELINES)
+    change(page, alpha=1.0, beta=1, baseline=1 + names.index("relu"))
+    mark, end, text = page.evaluate(place)
+    assert mark > end
+    assert "∞" not in text
+    change(page, baseline=1 + names.index("mish"))
+    mark, end, _ = page.evaluate(place)
+    assert mark < end
+    change(page, baseline=0)
+
+
 def test_controls_have_names_and_values(page):
     change(page, alpha=7.0, beta=3)
     page.wait_for_function("document.querySelector('[role=slider]').getAttribute('aria-valuetext') === '7'")
