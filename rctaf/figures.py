@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +35,17 @@ COLOURS = {  # by order, or by place; Okabe and Ito's as far as they can be seen
     6: "#8c564b",
     None: "#888888",
 }
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "star")  # as many as colours
+DASHES = (  # in pixels: Plotly's own are longer than a legend shows
+    "solid",
+    "7px,4px",
+    "8px,3px,2px,3px",
+    "16px,4px",
+    "16px,3px,2px,3px",
+    "3px,2px",
+    "8px,2px,2px,2px,2px,2px",
+)
+APART = 0.007  # how far the intervals of two neighbouring series stand apart, as a share of the logarithmic axis
 ROBUSTNESS = {  # columns of the records, in the words of an axis title
     "screening_accuracy": "accuracy under APGD-CE + APGD-T",
     "robust_accuracy": "robust accuracy (AutoAttack)",
@@ -45,6 +58,15 @@ ATTACKS = {  # RunConfig.autoattack in words
     "standard": "AutoAttack (standard version)",
 }
 GRID_COLOUR = "rgba(128,128,128,0.25)"  # readable on white and on black
+
+
+def series_style(place: int) -> dict[str, dict[str, Any]]:
+    """Colour, dash and marker of a series, by order or place: who cannot tell one of them apart has the others."""
+    place %= len(SYMBOLS)
+    return {
+        "line": {"color": COLOURS[place], "dash": DASHES[place]},
+        "marker": {"symbol": SYMBOLS[place], "size": 8},
+    }
 
 
 def named(frame: pd.DataFrame) -> pd.DataFrame:
@@ -73,7 +95,7 @@ def use_book_renderer() -> None:
     """Draw Plotly figures so that JupyterLab and the static book both show them; set the house style."""
     axis = {"gridcolor": GRID_COLOUR, "zerolinecolor": GRID_COLOUR, "linecolor": GRID_COLOUR, "automargin": True}
     # 0.2 and 20, not twice a bare 2; 0.0005, not 500μ
-    axis |= {"minorloglabels": "complete", "exponentformat": "none", "title": {"standoff": 8}}
+    axis |= {"minorloglabels": "complete", "exponentformat": "none", "title": {"standoff": 8, "font": {"size": 13}}}
     import_nbformat()  # before Plotly does
     pio.templates["rctaf"] = go.layout.Template(
         layout={
@@ -85,7 +107,7 @@ def use_book_renderer() -> None:
             "yaxis": axis,
             "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
             "hoverlabel": {"align": "left"},
-            "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+            "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "itemwidth": 40},
         }
     )
     pio.templates.default = "rctaf"
@@ -118,6 +140,12 @@ class Evidence:
         """The column of robust accuracy: AutoAttack's if all runs of the grid ask for that, else the screening's."""
         whole = all(config.autoattack == "standard" for config in self.grid.cells().values())
         return "robust_accuracy" if whole else "screening_accuracy"
+
+    @property
+    def in_short(self) -> str:
+        """Data and scale in a few words, for titles; :meth:`describe` says the rest above the figure."""
+        data = ", ".join(dict.fromkeys(DATASETS[config.dataset] for config in self.grid.cells().values()))
+        return f"{data}, {self.grid.scale.partition(':')[0]}"
 
     def describe(self) -> str:
         """What stands behind a figure, in words: data, networks, methods, attack, runs, seeds, whose records."""
@@ -222,42 +250,56 @@ def curves(
         series: the column that tells the lines apart.
         percent: multiply the values by 100.
     """
-    unit = " %" if percent else ""
     fig = go.Figure()
-    for place, (_, group) in enumerate(cells.sort_values(x).groupby(series, sort=True)):
+    groups = list(cells.sort_values(x).groupby(series, sort=True))
+    for place, (_, group) in enumerate(groups):
         which = group[series].iloc[0]
         name = f"order β = {int(which)}" if series == "beta" else str(which)
-        colour = COLOURS[int(which) if series == "beta" else place]
-        text = [_hover(f"{name}, {x} {row[x]:.4g}", row, percent) for _, row in group.iterrows()]
-        _add_means(fig, group, x, percent, name=name, line={"color": colour}, text=text)
+        style = series_style(int(which) if series == "beta" else place)
+        text = [_hover(f"{name}, {_SHORT[x]} {row[x]:.4g}", row, percent) for _, row in group.iterrows()]
+        _add_means(fig, group, x, percent, _aside(cells[x], place, len(groups)), name=name, text=text, **style)
     if x == "curvature":
         fig.add_vrect(*BAND, fillcolor="rgba(128,128,128,0.18)", line_width=0)
         # on a logarithmic axis Plotly places shapes by value and annotations by exponent
         middle = float(np.log10(BAND).mean())
         fig.add_annotation(x=middle, y=1, yref="paper", yanchor="bottom", text="paper: 4 to 10", showarrow=False)
     fig.update_xaxes(type="log", title={"curvature": "max|σ″|", "alpha": "sharpness α"}[x], **_ticks(cells[x]))
-    fig.update_yaxes(title="<br>".join(textwrap.wrap(y_title + unit, 36)))  # Plotly cuts a long title off
+    fig.update_yaxes(title=_y_title(y_title, percent))
     _titled(fig, title)
     return fig
 
 
+_SHORT = {"curvature": "max|σ″|", "alpha": "α"}  # names of an x axis in front of a value
+
+
+def _y_title(words: str, percent: bool) -> str:
+    """A title of a y axis with its unit, in lines that Plotly need not cut off."""
+    return "<br>".join(textwrap.wrap(words + (", %" if percent else ""), 40))
+
+
+def _aside(values: pd.Series, place: int, count: int) -> float:
+    """By what to multiply the x of one of ``count`` series, so that its intervals stand beside those of the others."""
+    return (values.max() / values.min()) ** (APART * (place - (count - 1) / 2))
+
+
 def _ticks(values: pd.Series, most: int = 12) -> dict[str, list[float]]:
-    """The ticks of a logarithmic axis: where something was tested, or 1, 2, 5, 10, ... if those are too many."""
+    """The ticks of a logarithmic axis: where something was tested; if that is much, the ends and 1, 2, 5, 10, ..."""
     tested = sorted({float(f"{value:.3g}") for value in values.dropna()})
     if len(tested) > most:
         decades = range(math.floor(math.log10(tested[0])), math.ceil(math.log10(tested[-1])) + 1)
         steps = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
-        tested = [step for step in steps if tested[0] <= step <= tested[-1]]
+        first, last = tested[0], tested[-1]
+        tested = [first, *(step for step in steps if 1.5 * first < step < last / 1.5), last]
     return {"tickvals": tested}
 
 
-def _add_means(fig: go.Figure, cells: pd.DataFrame, x: str, percent: bool, **style: object) -> None:
-    """A line through the means of :func:`cells`, with their intervals where any has more than one seed."""
+def _add_means(fig: go.Figure, cells: pd.DataFrame, x: str, percent: bool, aside: float, **style: object) -> None:
+    """A line through the means of :func:`cells`, with their intervals where any has more than one seed; see _aside."""
     scale = 100 if percent else 1
     above, below = ((cells[end] - cells["mean"]).abs().fillna(0) * scale for end in ("high", "low"))
     bars = {"array": above, "arrayminus": below, "symmetric": False, "thickness": 1}
     fig.add_scatter(
-        x=cells[x],
+        x=cells[x] * aside,
         y=cells["mean"] * scale,
         error_y=bars if (cells["n"] > 1).any() else None,
         mode="lines+markers",
@@ -268,26 +310,40 @@ def _add_means(fig: go.Figure, cells: pd.DataFrame, x: str, percent: bool, **sty
 
 
 def add_reference_lines(fig: go.Figure, cells: pd.DataFrame, *, percent: bool = True) -> go.Figure:
-    """A dotted line for each named baseline, at its mean over seeds; the type of the y axis must be set before."""
+    """A dotted line for each named baseline, at its mean over seeds, in a faint band, its interval.
+
+    The type of the y axis must be set before.
+    """
     places = sorted({x for trace in fig.data for x in trace.x})
+    ends = [places[0], places[-1]]
     for _, row in cells.sort_values("mean").iterrows():
-        y = row["mean"] * (100 if percent else 1)
+        low, y, high = (row[name] * (100 if percent else 1) for name in ("low", "mean", "high"))
+        name = activation_name(row["activation"])
+        if row["n"] > 1:
+            fig.add_scatter(
+                x=[*ends, *ends[::-1]],
+                y=[low, low, high, high],
+                mode="lines",
+                line={"width": 0},
+                fill="toself",
+                fillcolor="rgba(136,136,136,0.22)",
+                name=f"{name}, interval",
+                showlegend=False,
+                hoverinfo="skip",
+            )
         fig.add_scatter(  # a trace: a shape could not name its runs
             x=places,
             y=[y] * len(places),
             mode="lines",
-            line={"dash": "dot", "width": 1, "color": COLOURS[None]},
-            name=row["activation"],
+            line={"dash": "dot", "width": 1.5, "color": COLOURS[None]},
+            name=name,
             showlegend=False,
-            hovertext=_hover(activation_name(row["activation"]), row, percent),
+            hovertext=_hover(name, row, percent),
             hovertemplate="%{hovertext}<extra></extra>",
             customdata=[row["runs"]] * len(places),
         )
         at = np.log10(y) if fig.layout.yaxis.type == "log" else y
-        text = activation_name(row["activation"])
-        fig.add_annotation(x=1, xref="paper", xanchor="left", y=at, yanchor="middle", text=text, showarrow=False)
-    if len(cells):  # the names stand in the margin, where no curve can run through them
-        fig.update_layout(margin={"r": 12 + 8 * max(map(len, map(activation_name, cells["activation"])))})
+        fig.add_annotation(x=0, xref="paper", xanchor="left", y=at, yanchor="bottom", text=name, showarrow=False)
     return fig
 
 
@@ -296,14 +352,23 @@ def _hover(name: str, cell: pd.Series, percent: bool) -> str:
     mean, interval = in_words(cell, percent)
     interval = f", 95 % interval {interval}" if interval else ""
     seeds = f"{cell['n']} seed{'s' if cell['n'] > 1 else ''}"
-    return f"{name}<br>mean {mean}{' %' if percent else ''}{interval}<br>{seeds}<br>runs {_wrap(cell['runs'])}"
+    return typeset(f"{name}<br>mean {mean}{' %' if percent else ''}{interval}<br>{seeds}<br>runs {_wrap(cell['runs'])}")
 
 
 def in_words(cell: pd.Series, percent: bool) -> tuple[str, str]:
     """Mean and interval of a cell in words; the interval is empty with one seed."""
     scale = 100 if percent else 1
-    interval = f"{cell['low'] * scale:.4g} to {cell['high'] * scale:.4g}" if cell["n"] > 1 else ""
-    return f"{cell['mean'] * scale:.4g}", interval
+    interval = f"{cell['low'] * scale:.4g}\u00a0to\u00a0{cell['high'] * scale:.4g}" if cell["n"] > 1 else ""
+    return typeset(f"{cell['mean'] * scale:.4g}"), typeset(interval)
+
+
+def typeset(text: str) -> str:
+    """Generated text with a true minus before negative numbers, and no line break between a number and its %.
+
+    >>> typeset("APGD-CE: -0.5 (-1 to 4-10), 95 % after")
+    'APGD-CE: −0.5 (−1 to 4-10), 95\xa0% after'
+    """
+    return re.sub(r"(?<=\d) %", "\u00a0%", re.sub(r"(?<![\w.)])-(?=\d)", "\u2212", text))
 
 
 def _wrap(ids: str, per_line: int = 4) -> str:
@@ -331,30 +396,29 @@ def arms(
         arm: the column that tells the lines apart.
         percent: multiply the values by 100.
     """
-    scale, unit = (100, " %") if percent else (1, "")
+    scale = 100 if percent else 1
     fig = go.Figure()
     means = cells(frame, value, by=(arm, x))
-    for place, (name, line) in enumerate(means.groupby(arm, sort=False)):
-        colour = COLOURS[place % 5]
+    groups = list(means.groupby(arm, sort=False))
+    for place, (name, line) in enumerate(groups):
+        style, aside = series_style(place), _aside(means[x], place, len(groups))
         runs = frame[(frame[arm] == name) & frame[value].notna()]
         fig.add_scatter(
-            x=runs[x],
+            x=runs[x] * aside,
             y=runs[value] * scale,
             name=f"{name}, single runs",
             mode="markers",
-            marker={"color": colour, "size": 5, "opacity": 0.35},
+            marker={"color": style["line"]["color"], "symbol": style["marker"]["symbol"], "size": 5, "opacity": 0.35},
             legendgroup=str(name),
             showlegend=False,
-            text=[f"{name}<br>seed {seed}, run {run}" for seed, run in zip(runs["seed"], runs["id"], strict=True)],
+            text=[f"{name}, at {at:.4g}<br>seed {s}, run {run}" for at, s, run in runs[[x, "seed", "id"]].to_numpy()],
             hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
             customdata=runs["id"],
         )
-        dash = "solid" if place < 5 else "dot"  # five colours
-        text = [_hover(str(name), row, percent) for _, row in line.iterrows()]
-        style = {"line": {"color": colour, "dash": dash}, "legendgroup": str(name)}
-        _add_means(fig, line, x, percent, name=str(name), text=text, **style)
+        text = [_hover(f"{name}, at {row[x]:.4g}", row, percent) for _, row in line.iterrows()]
+        _add_means(fig, line, x, percent, aside, name=str(name), text=text, legendgroup=str(name), **style)
     fig.update_xaxes(type="log", title=x_title, **_ticks(means[x]))
-    fig.update_yaxes(title="<br>".join(textwrap.wrap(y_title + unit, 36)))  # Plotly cuts a long title off
+    fig.update_yaxes(title=_y_title(y_title, percent))
     _titled(fig, title)
     return fig
 
@@ -370,9 +434,9 @@ def _titled(fig: go.Figure, title: str) -> None:
             "xref": "paper",
             "y": 1,
             "yanchor": "top",
-            "pad": {"t": 12},
+            "pad": {"t": 35 if len(lines) == 1 else 45},  # below the tool bar; Plotly sets several lines higher
         },
-        margin={"t": 46 + 18 * len(lines), "b": 90},
+        margin={"t": 57 + 18 * len(lines), "b": 90},
         legend={"yref": "container", "y": 0, "yanchor": "bottom"},  # book/assets/plots.js makes room for it
         height=420,
     )

@@ -47,7 +47,7 @@ def store(tmp_path_factory):
         for name, method in (("known", "trades"), ("standard", "standard"), ("empty", "dkl")):
             axes = {"seed": SEEDS, "beta": [0, 1, 2], "curvature": CURVATURES}
             doc = {
-                "name": name, "scale": f"synthetic {name}", "base": {"method": method},
+                "name": name, "scale": f"reduced scale: synthetic {name}", "base": {"method": method},
                 "blocks": [{"axes": axes}, {"axes": {"seed": SEEDS, "activation": ["relu"]}}],
             }  # fmt: skip
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(doc))
@@ -133,18 +133,35 @@ def test_figure_3(store, tmp_path):
         for figure, x in ((by_curvature, CURVATURES), (by_alpha, np.array(CURVATURES) / 2.0 ** (beta - 2))):
             trace = traces(figure)[beta]
             np.testing.assert_allclose(numbers(trace["y"]), truth, rtol=1e-12)
-            np.testing.assert_allclose(numbers(trace["x"]), x, rtol=1e-9)
+            aside = numbers(trace["x"]) / x  # the intervals of the orders stand beside each other
+            np.testing.assert_allclose(aside, aside[0], rtol=1e-9)
+            assert [0.95 < aside[0] < 0.99, aside[0] == pytest.approx(1), 1.01 < aside[0] < 1.05].index(True) == beta
+            shown = [re.search(r"(?:α|σ″\|) ([0-9.]+)<br>", text)[1] for text in trace["text"]]
+            np.testing.assert_allclose([float(number) for number in shown], x, rtol=1e-3)  # but the reader is told x
             for curvature, runs in zip(CURVATURES, trace["customdata"], strict=True):
                 assert runs.split() == ids(store, "known", beta=beta, curvature=curvature)
-    (relu,) = (trace for trace in by_curvature["data"] if trace["name"] == "relu")
-    assert relu["customdata"] == [" ".join(ids(store, "known", activation="relu"))] * len(CURVATURES)
+    baseline = ids(store, "known", activation="relu")
+    docs = [json.loads((store / "local" / run_id / "run.json").read_text()) for run_id in baseline]
+    scores = [100 * doc["metrics"]["screening_accuracy"] for doc in docs]
+    half = 2.776445 * np.std(scores, ddof=1) / 5**0.5  # Student's t for five seeds
+    for figure in (by_alpha, by_curvature):
+        band, relu = (trace for trace in figure["data"] if trace["name"].startswith("ReLU"))
+        assert set(relu["customdata"]) == {" ".join(baseline)}
+        np.testing.assert_allclose(relu["y"], np.mean(scores), rtol=1e-9)
+        low, high = np.mean(scores) - half, np.mean(scores) + half
+        np.testing.assert_allclose(band["y"], [low, low, high, high], rtol=1e-6)
+        (name,) = (note for note in figure["layout"]["annotations"] if note["text"] == "ReLU")
+        assert (name["x"], name["xanchor"], name["y"]) == (0, "left", pytest.approx(np.mean(scores)))
     (table,) = (box for box in outputs(out, "text/html") if "<details>" in box)
     for beta in range(3):
         for curvature in CURVATURES:
             runs = ids(store, "known", beta=beta, curvature=curvature)
             assert f'href="records.html#{",".join(runs)}">5<' in table
             assert all(f'href="../../records/{run_id}.json">{run_id}<' in table for run_id in runs)
-    assert "synthetic known" in by_curvature["layout"]["title"]["text"]
+    # the reduced scale is named in each title, and the rest of its words above
+    assert by_curvature["layout"]["title"]["text"] == "(b) against max|σ″|: digits, reduced scale"
+    assert "reduced scale: synthetic known" in " ".join(outputs(out, "text/markdown"))
+    assert by_curvature["layout"]["yaxis"]["title"]["text"] == "accuracy under APGD-CE + APGD-T, %"
     boxes = outputs(out, "text/html")
     verdicts = [box for box in boxes if 'class="verdict"' in box]
     assert len(verdicts) == 5
@@ -211,6 +228,8 @@ def test_comparisons(store, tmp_path, figure, series):
     execute_notebook(FIGURES / f"{figure}.ipynb", out, {"grids": [str(store / f"{series}.yaml")]})
     (drawn,) = outputs(out, "application/vnd.plotly.v1+json")
     lines = {trace["name"]: numbers(trace["y"]) for trace in drawn["data"]}
+    for sign in (lambda t: t["line"]["color"], lambda t: t["line"]["dash"], lambda t: t["marker"]["symbol"]):
+        assert len({sign(trace) for trace in drawn["data"]}) == 2  # each alone tells the series apart
     cells = Grid.load(store / f"{series}.yaml").cells()
     for name, line in lines.items():
         for y, c in zip(line, CURVATURES, strict=True):
@@ -346,6 +365,28 @@ def test_the_records_page_has_a_row_per_record(store, tmp_path):
     heads = re.findall(r"<th[^>]*>(.*?)</th>", table)
     assert len(heads) == next(iter(rows.values())).count("<td>")
     assert f"**{len(docs)} records**, 0 of them committed" in " ".join(outputs(out, "text/markdown"))
+
+
+def test_the_axis_has_ticks_at_both_ends_of_what_was_tested():
+    for tested, wanted in (
+        ([0.25, 1, 4, 7], [0.25, 1, 4, 7]),
+        ([0.25 * 2**k for k in range(14)], [0.25, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2048]),
+    ):
+        frame = pd.DataFrame(
+            {"beta": 1, "curvature": tested, "mean": 0.5, "low": 0.4, "high": 0.6, "n": 2, "runs": "a"}
+        )
+        assert figures.curves(frame, "accuracy", "title").layout.xaxis.tickvals == pytest.approx(wanted, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("plain", "typeset"),
+    [
+        ("-0.5 (-1 to 4-10), APGD-CE", "\u22120.5 (\u22121 to 4-10), APGD-CE"),
+        ("PGD-20 of 2026-11-22: 95 % of 1e-13", "PGD-20 of 2026-11-22: 95\u00a0% of 1e-13"),
+    ],
+)
+def test_minus_and_percent_are_typeset(plain, typeset):
+    assert figures.typeset(plain) == typeset
 
 
 def test_figure_3_refuses_a_misspelt_parameter(tmp_path):

@@ -52,12 +52,13 @@
     if (width >= NARROW) return own;
     const title = layout.title?.text ? wrapped(layout.title.text, width / CHARACTER) : [];
     if (title.length) {
-      const place = { x: 0, xref: "container", xanchor: "left", y: 1, yanchor: "top", pad: { t: 10, l: 4 } };
+      const pad = { t: title.length > 1 ? 43 : 33, l: 4 }; // below the tool bar; Plotly sets several lines higher
+      const place = { x: 0, xref: "container", xanchor: "left", y: 1, yanchor: "top", pad };
       own.title = { text: title.join("<br>"), font: { size: 13 }, ...place };
     }
     for (const note of own.annotations ?? []) note.font = { ...note.font, size: 11 };
     own.font = { ...own.font, size: 12 };
-    own.margin = { ...own.margin, t: 44 + 17 * title.length, l: 50, r: 10 };
+    own.margin = { ...own.margin, t: (title.length ? 63 : 44) + 17 * title.length, l: 50, r: 10 };
     return own;
   };
   const figures = new Map(); // element -> what the file holds
