@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
 from rctaf import paper
 from rctaf.config import RunConfig
-from rctaf.figures import ROBUSTNESS, in_words
-from rctaf.names import activation_name
+from rctaf.figures import ROBUSTNESS, in_words, typeset
+from rctaf.names import DATASETS, activation_name, method_name, network_name
 from rctaf.records import Record, table
 from rctaf.statistics import mean_interval
 from rctaf.verdicts import Verdict
@@ -35,16 +34,16 @@ def runs_table(*cells: pd.DataFrame, percent: bool = True) -> HTML:
         rows = rows.assign(activation=rows["activation"].map(activation_name, na_action="ignore"))
     lines = []
     for _, row in rows.iterrows():
-        what = ["–" if pd.isna(v) else f"{v:.4g}" if isinstance(v, float) else escape(str(v)) for v in row[keys]]
+        what = ["–" if pd.isna(v) else typeset(escape(_short(v))) for v in row[keys]]
         files = " ".join(f'<a href="{RECORD_FILES}/{run_id}.json">{run_id}</a>' for run_id in row["runs"].split())
         values = [*what, *in_words(row, percent), runs_link(row["runs"], str(row["n"])), files]
         lines.append("<tr>" + "".join(f"<td>{value}</td>" for value in values) + "</tr>")
     names = {"curvature": "max|σ″|", "beta": "order β", "alpha": "sharpness α"}
     unit = " %" if percent else ""
-    heads = [*(names.get(key, key) for key in keys), f"mean{unit}", "95 % interval", "seeds", "records"]
+    heads = [*(names.get(key, key) for key in keys), f"mean{unit}", typeset("95 % interval"), "seeds", "records"]
     return HTML(
         "<details><summary>The numbers of this figure, and the records behind each</summary>"
-        f'<table class="table"><thead><tr>{"".join(f"<th>{name}</th>" for name in heads)}</tr></thead>'
+        f'<table class="table runs"><thead><tr>{"".join(f"<th>{name}</th>" for name in heads)}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></details>"
     )
 
@@ -54,10 +53,9 @@ def runs_link(runs: str, text: str) -> str:
     return f'<a href="{RECORDS_PAGE}#{",".join(runs.split())}">{text}</a>'
 
 
-_COLUMNS = {  # of the table of records: a name and how to read it; accuracies are shares
-    "data": "dataset",
-    "network": "network",
-    "method": "method",
+_COLUMNS = {  # of the table of records: a name and where it is read; accuracies are shares
+    "α": "alpha",
+    "order β": "beta",
     "max|σ″|": "curvature",
     "seed": "seed",
     "clean %": "clean_accuracy",
@@ -69,41 +67,60 @@ _COLUMNS = {  # of the table of records: a name and how to read it; accuracies a
 
 
 def records_table(records: Sequence[Record]) -> HTML:
-    """Every record in one table, a row each with a link to its file; book/assets/records.js sorts and filters it."""
-    frame = table(records).reindex(columns=["id", "kept", *_COLUMNS.values()])
-    lines = []
-    for record, (_, row) in zip(records, frame.iterrows(), strict=True):
-        config, origin = record.config, record.provenance
-        activation = config.activation + (f" α = {config.alpha:g}, β = {config.beta}" if config.alpha else "")
-        values = [f'<a href="{RECORD_FILES}/{record.run_id}.json">{record.run_id}</a>', activation]
-        for name, column in _COLUMNS.items():
-            v = row[column]
-            values.append("–" if pd.isna(v) else f"{100 * v:.2f}" if name.endswith("%") else escape(_short(v)))
-        values += [
-            escape(", ".join(f"{name} {value}" for name, value in _unusual(config).items())) or "–",
-            str(origin.get("started", "–"))[:10],
-            escape(str(origin["device"])),
-            str(origin["threads"]),
-            f"{origin['wall_s']:.0f}",
-            f"{str(origin['git_commit'])[:10]}{'+' if origin.get('git_dirty') else ''}",
-            "committed" if record.kept else "made here",
-        ]
-        cells = "".join(f"<td>{value}</td>" for value in values)
-        lines.append(f'<tr id="{record.run_id}">{cells}</tr>')
-    heads = [
-        "record",
-        "activation",
-        *_COLUMNS,
-        "other settings",
-        "date",
-        "device",
-        "threads",
-        "seconds",
-        "commit",
-        "kept",
+    """Every record in one table, a row each with a link to its file; book/assets/records.js sorts and filters it.
+
+    What is the same in all of them is said above it and has no column.
+    """
+    frame = table(records).reindex(columns=["id", *_COLUMNS.values()])
+    rows = [_record_cells(record, row) for record, (_, row) in zip(records, frame.iterrows(), strict=True)]
+    heads = list(rows[0]) if rows else ["record"]
+    same = {name: rows[0][name] for name in heads if len(rows) > 1 and len({row[name] for row in rows}) == 1}
+    heads = [name for name in heads if name not in same]
+    head = "".join(f'<th scope="col" data-name="{_COLUMNS.get(name, name)}">{name}</th>' for name in heads)
+    lines = [
+        f'<tr id="{record.run_id}">{"".join(f"<td>{row[name]}</td>" for name in heads)}</tr>'
+        for record, row in zip(records, rows, strict=True)
     ]
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    return HTML(f'<table class="table records"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>')
+    told = "; ".join(f"{name}: {value}" for name, value in same.items())
+    return HTML(
+        (f"<p>The same in all records: {told}.</p>" if same else "")
+        + f'<table class="table records"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    )
+
+
+def _record_cells(record: Record, row: pd.Series) -> dict[str, str]:
+    """The cells of one record by the name of their column, as HTML; ``row`` holds the values of ``_COLUMNS``."""
+    config, origin = record.config, record.provenance
+    values = {
+        "record": f'<a href="{RECORD_FILES}/{record.run_id}.json">{record.run_id}</a>',
+        "data": DATASETS[config.dataset],
+        "network": network_name(config.network, config.width),
+        "method": method_name(config.method, config.auto_views).partition(" (")[0],
+        "activation": activation_name(config.activation),
+    }
+    for name, column in _COLUMNS.items():
+        v = row[column]
+        values[name] = "–" if pd.isna(v) else f"{100 * v:.2f}" if name.endswith("%") else typeset(_short(v))
+    if config.alpha is None:
+        values["max|σ″|"] = _true_curvature(config.activation)
+    values |= {
+        "other settings": typeset(", ".join(f"{name} {value}" for name, value in _unusual(config).items())) or "–",
+        "date": str(origin.get("started", "–"))[:10],
+        "device": str(origin["device"]),
+        "threads": str(origin["threads"]),
+        "seconds": f"{origin['wall_s']:.0f}",
+        "commit": f"{(origin['git_commit'] or '–')[:10]}{'+' if origin.get('git_dirty') else ''}",
+        "kept": "committed" if record.kept else "made here",
+    }
+    return {name: value if name == "record" else escape(value) for name, value in values.items()}
+
+
+def _true_curvature(baseline: str) -> str:
+    """max|σ″| of a baseline in words, as proved."""
+    from rctaf.symbolic import prove_baseline  # SymPy, which no other table needs
+
+    proof = prove_baseline(baseline)
+    return "none (kink)" if proof.regularity == "kink" else f"{proof.maximum:.3f}"
 
 
 def beyond_screening(records: Sequence[Record]) -> str:
@@ -115,11 +132,12 @@ def beyond_screening(records: Sequence[Record]) -> str:
             "from it has not been measured here."
         )
     taken = [100 * (r.metrics["screening_accuracy"] - r.metrics["robust_accuracy"]) for r in both]
-    most = max(range(len(both)), key=taken.__getitem__)
+    most = f"{max(taken):.2f}"
+    times = sum(f"{points:.2f}" == most for points in taken)
     return (
         f"{len(both)} records hold a result of the standard version of AutoAttack. After the {{term}}`screening`, its "
         f"last two attacks took another {sum(taken) / len(taken):.2f} points of accuracy on average, and at most "
-        f"{taken[most]:.2f} ({both[most].config.label})."
+        f"{most} points (in {times} run{'s' if times > 1 else ''})."
     )
 
 
@@ -128,11 +146,11 @@ def _short(value: object) -> str:
 
 
 def _unusual(config: RunConfig) -> dict[str, object]:
-    """The settings without a column of their own that are not the defaults."""
-    own = {"dataset", "network", "method", "activation", "alpha", "beta", "seed"}
+    """The settings without a column of their own that are not the defaults, but for those that do not apply."""
+    own = {"dataset", "network", "width", "method", "activation", "alpha", "beta", "seed"}
     settings = config.model_dump(mode="json")
     usual = RunConfig(**{name: settings[name] for name in own}).model_dump(mode="json")
-    return {name: value for name, value in settings.items() if value != usual[name]}
+    return {name: value for name, value in settings.items() if value is not None and value != usual[name]}
 
 
 _OUTCOME_COLOURS = {
@@ -148,8 +166,8 @@ def verdict_box(verdict: Verdict) -> HTML:
     colour = _OUTCOME_COLOURS[verdict.outcome]
     return HTML(
         f'<div class="verdict" style="border-left: 0.4em solid {colour}; padding: 0.2em 1em; margin: 1em 0">'
-        f"<p><strong>Claim.</strong> {escape(verdict.claim)}</p>"
-        f"<p><strong>Measured here.</strong> {escape(verdict.measured)}</p>"
+        f"<p><strong>Claim.</strong> {typeset(escape(verdict.claim))}</p>"
+        f"<p><strong>Measured here.</strong> {typeset(escape(verdict.measured))}</p>"
         f"<p><strong>Verdict: {verdict.outcome}.</strong></p></div>"
     )
 
@@ -157,7 +175,7 @@ def verdict_box(verdict: Verdict) -> HTML:
 def verdict_table(verdicts: Sequence[Verdict], what: str = "claim of the paper") -> HTML:
     """Several verdicts as one table: ``what`` is judged, what was measured, outcome."""
     rows = "".join(
-        f"<tr><td>{escape(v.claim)}</td><td>{escape(v.measured)}</td>"
+        f"<tr><td>{typeset(escape(v.claim))}</td><td>{typeset(escape(v.measured))}</td>"
         f'<td><span aria-hidden="true" style="color: {_OUTCOME_COLOURS[v.outcome]}">●</span> {v.outcome}</td></tr>'
         for v in verdicts
     )
@@ -190,15 +208,10 @@ def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
         value: the column that measures robustness.
         tuned: max|σ″| of the RCT-AF rows.
     """
-    from rctaf.symbolic import prove_baseline  # SymPy, which no other figure needs
 
-    def measured(rows: pd.DataFrame, column: str) -> str:
-        values = rows[column].dropna().to_numpy(float) if column in rows else np.empty(0)
-        if len(values) == 0:
-            return "no record"
-        e = mean_interval(100 * values)
-        runs = runs_link(" ".join(rows.loc[rows[column].notna(), "id"]), f"{e.n} seed{'s' if e.n > 1 else ''}")
-        return f"{e.value:.2f}" + (f" ({e.low:.2f} to {e.high:.2f})" if e.n > 1 else "") + f", {runs}"
+    def measured(values: pd.Series) -> str:
+        e = mean_interval(100 * values.to_numpy(float))
+        return f"{e.value:.2f}" + (f" ({e.low:.2f}\u00a0to\u00a0{e.high:.2f})" if e.n > 1 else "")
 
     lines = []
     for name, (clean, robust, curvature) in paper.TABLE_1.items():
@@ -207,21 +220,20 @@ def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
             near = frame["curvature"].sub(tuned).abs() < 1e-9 * tuned
             rows, true = frame[(frame["activation"] == kind) & (frame["beta"] == int(order)) & near], f"{tuned:g}"
         else:
-            rows, proof = frame[frame["activation"] == kind], prove_baseline(kind)
-            true = "none (kink)" if proof.regularity == "kink" else f"{proof.maximum:.3f}"
-        cells = (
-            activation_name(name),
-            f"{clean:.2f}",
-            f"{robust:.2f}",
-            curvature or "–",
-            true,
-            measured(rows, "clean_accuracy"),
-        )
-        lines.append("".join(f"<td>{cell}</td>" for cell in (*cells, measured(rows, value))))
+            rows, true = frame[frame["activation"] == kind], _true_curvature(kind)
+        runs = rows[rows[value].notna()] if value in rows else rows.iloc[:0]
+        printed = [f"{clean:.2f}", f"{robust:.2f}", curvature or "–"]
+        here = ["no record"] * 2 + ["–"]
+        if len(runs):
+            means = [measured(runs[column]) for column in ("clean_accuracy", value)]
+            here = [*means, runs_link(" ".join(runs["id"]), str(len(runs)))]
+        cells = [activation_name(name), *printed, true, *here]
+        lines.append("".join(f"<td>{cell}</td>" for cell in cells))
+    curvature = '<th style="white-space: nowrap">max|σ″|</th>'
     head = (
-        "<tr><th rowspan='2'>activation</th><th colspan='3'>as printed</th><th colspan='3'>here</th></tr>"
-        "<tr><th>clean %</th><th>AutoAttack %</th><th>max|σ″|</th>"
-        f"<th>max|σ″|</th><th>clean %</th><th>{ROBUSTNESS[value]} %</th></tr>"
+        "<tr><th rowspan='2'>activation</th><th colspan='3'>as printed</th><th colspan='4'>here</th></tr>"
+        f"<tr><th>clean %</th><th>AutoAttack %</th>{curvature}"
+        f"{curvature}<th>clean %</th><th>{ROBUSTNESS[value]} %</th><th>seeds</th></tr>"
     )
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return HTML(f'<table class="table"><thead>{head}</thead><tbody>{body}</tbody></table>')
+    return HTML(f'<table class="table measured"><thead>{head}</thead><tbody>{body}</tbody></table>')

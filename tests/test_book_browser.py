@@ -161,10 +161,10 @@ def check_complete(tab: Page, page: str) -> None:
         assert plot.locator(drawn).count() > 0, "a plot without a drawn trace"
 
 
-# titles, legends and names of axes that reach out of their figure, or into each other
+# titles, legends, names of axes and tool bars that reach out of their figure, or into each other
 CUT_OFF = """() => [...document.querySelectorAll('.plotly-graph-div')].flatMap(plot => {
   const frame = plot.getBoundingClientRect();
-  const parts = [...plot.querySelectorAll('.gtitle, .legend, .xtitle, .ytitle')];
+  const parts = [...plot.querySelectorAll('.gtitle, .legend, .xtitle, .ytitle, .modebar')];
   const boxes = parts.map(part => [part.textContent, part.getBoundingClientRect()]);
   const inside = b => b.left >= frame.left - 1 && b.right <= frame.right + 1 && b.bottom <= frame.bottom + 1;
   const out = boxes.filter(([_, box]) => !inside(box));
@@ -299,13 +299,50 @@ def test_the_table_of_records_sorts_and_filters(http, chromium):
             assert values() == sorted(values(), reverse=order)
         tab.get_by_label("Show rows with").fill("relu SEED")
         assert tab.locator("table.records tbody tr:visible").count() == 0
-        tab.get_by_label("Show rows with").fill("relu committed")
+        tab.get_by_label("Show rows with").fill("relu ResNet-8")
         visible = tab.locator("table.records tbody tr:visible").all_inner_texts()
         assert visible
-        assert all("relu" in text and "committed" in text for text in visible)
+        assert all("ReLU" in text and "ResNet-8" in text for text in visible)
         assert tab.locator(".records-bar output").inner_text() == f"{len(visible)} of {everything} records"
         tab.get_by_role("button", name="Show all").click()
         assert tab.locator("table.records tbody tr:visible").count() == everything
+
+        docs = [json.loads(path.read_text()) for path in (HTML / "records").glob("*.json")]
+        for asked, holds in {
+            "seed=3": lambda config, _: config["seed"] == 3,
+            "SEED=3 max|σ″|=7": lambda config, c: config["seed"] == 3 and c == pytest.approx(7),
+            "curvature=7 network=wrn": lambda config, c: config["network"].startswith("wrn") and c == pytest.approx(7),
+        }.items():
+            tab.get_by_label("Show rows with").fill(asked)
+            found = {row.get_attribute("id") for row in tab.locator("table.records tbody tr:visible").all()}
+            assert found == {doc["id"] for doc in docs if holds(doc["config"], doc["metrics"]["curvature"])}
+            assert found
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_headings_of_the_records_and_their_filter_stay_in_view(width, http, chromium):
+    with opened(chromium, http, RECORDS) as tab:
+        tab.set_viewport_size({"width": width, "height": 800})
+        tab.locator(".records-frame").evaluate("e => { e.scrollTo(500, 2000); e.scrollIntoView({block: 'end'}); }")
+        last = tab.locator("table.records thead th").nth(5)
+        for part in (tab.get_by_label("Show rows with"), last):
+            box = part.bounding_box()
+            assert 0 <= box["x"] <= width
+            assert 0 <= box["y"] <= 800 - box["height"]
+        assert tab.locator(".records-frame").evaluate("e => e.scrollTop") > 1000
+
+
+@pytest.mark.parametrize("table", ["1", "2"])
+def test_on_a_phone_the_first_column_of_a_table_stays(table, http, chromium):
+    with opened(chromium, http, f"notebooks/figures/table_{table}") as tab:
+        tab.set_viewport_size({"width": 400, "height": 800})
+        shown = tab.locator(".output table.table").first
+        cell = shown.locator("tbody td").first
+        before = cell.bounding_box()
+        assert shown.evaluate("e => { e.parentElement.scrollLeft = 1000; return e.parentElement.scrollLeft; }") > 50
+        assert cell.bounding_box()["x"] == pytest.approx(before["x"], abs=1)
+        end = shown.locator("tbody tr").first.locator("td").last.bounding_box()
+        assert end["x"] + end["width"] <= 400
 
 
 def test_index_opens_the_first_page(http, chromium):
