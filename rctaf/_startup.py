@@ -31,6 +31,15 @@ def command(main: Callable[[], int]) -> NoReturn:
     sys.exit(status)
 
 
+def settle_threads() -> None:
+    """One CPU thread, unless ``OMP_NUM_THREADS`` says otherwise: results repeat bit by bit only at a fixed number.
+
+    Called before PyTorch is imported, which reads the variable only then.
+    """
+    if not os.environ.get("OMP_NUM_THREADS"):
+        os.environ["OMP_NUM_THREADS"] = "1"
+
+
 def import_nbformat() -> None:
     """Import nbformat (as papermill and Plotly do) without the 1.4 s in which a dependency builds a grammar of URIs.
 

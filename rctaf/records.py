@@ -207,6 +207,31 @@ def source() -> dict[str, Any]:
     return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
 
 
+def begin(config: RunConfig) -> str:
+    """Make ready for an experiment in this machine's part of the store; returns one line that says where it starts.
+
+    An unfinished run goes on from its checkpoint. A finished one is made anew: its weights may be those of other code,
+    and would be recorded as the work of this one. Its former record is kept beside the new one until somebody deletes
+    it. (A grid, in :func:`rctaf.runs.execute`, does not come here with a finished run.)
+
+    Raises:
+        ValueError: the checkpoint is not readable.
+    """
+    folder = local_dir(config.run_id)
+    checkpoint, record, former = (folder / name for name in ("checkpoint.pt", "run.json", "run.former.json"))
+    if record.exists():
+        # the record goes last: a death in between leaves a finished run, never one that would go on
+        for progress in (checkpoint, folder / "autoattack.json"):
+            progress.unlink(missing_ok=True)
+        os.replace(record, former)
+        return f"this run was finished before: it is made anew from the start; the former record is {former}"
+    if checkpoint.exists():
+        from rctaf.training import epochs_done
+
+        return f"goes on from its checkpoint after epoch {epochs_done(checkpoint)} of {config.epochs}"
+    return f"starts at epoch 1 of {config.epochs}"
+
+
 def resumed_from(run_id: str, now: dict[str, Any]) -> list[dict[str, Any]]:
     """The code, other than ``now``'s, that had a part in what an interrupted attempt left; notes ``now`` beside it.
 

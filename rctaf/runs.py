@@ -35,7 +35,7 @@ from typing import IO, NoReturn
 from unittest import mock
 
 from rctaf import records
-from rctaf._startup import command, import_nbformat
+from rctaf._startup import command, import_nbformat, settle_threads
 from rctaf.config import Grid, RunConfig
 from rctaf.records import ROOT, kept_path, local_dir, results_dir
 
@@ -134,7 +134,7 @@ def execute(config: RunConfig) -> str:
     """Bring one experiment to its record: ``"done"``, or ``"already done"`` where it has one.
 
     A checkpoint left by a killed attempt is taken up by the notebook. Every run gets one CPU thread
-    unless ``OMP_NUM_THREADS`` says otherwise: results repeat bit by bit only at a fixed number.
+    unless ``OMP_NUM_THREADS`` says otherwise.
 
     Raises:
         RunError: a cell failed (it is red in ``notebook.partial.ipynb``, and ``failed.json`` holds
@@ -157,7 +157,7 @@ def execute(config: RunConfig) -> str:
             with lent_gpu():
                 failure = folder / "failed.json"
                 failure.unlink(missing_ok=True)
-                os.environ.setdefault("OMP_NUM_THREADS", "1")
+                settle_threads()
                 try:
                     execute_notebook(notebook(), folder / "notebook.ipynb", config.model_dump(mode="json"), cwd=ROOT)
                     if not finished(run_id):

@@ -10,7 +10,10 @@ import pytest
 
 from rctaf import records
 from rctaf.config import Grid, RunConfig
+from rctaf.data import load
+from rctaf.models import from_config
 from rctaf.records import Record
+from rctaf.training import train
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +172,42 @@ def test_a_run_that_went_on_names_the_code_that_began_it(tmp_path, monkeypatch):
     assert "resumed_from" not in records.provenance(time.time(), new)
     (folder / "sources.json").unlink()  # as code left it that took no notes
     assert records.resumed_from("1234", new) == [{"git_commit": None, "git_dirty": None}]
+
+
+def test_an_unfinished_run_goes_on_and_a_finished_one_is_made_anew(monkeypatch):
+    config = RunConfig(epochs=2, method="standard", n_train=50, width=4)
+    folder = records.local_dir(config.run_id)
+    assert records.begin(config) == "starts at epoch 1 of 2"
+
+    def kill(done, total, row):
+        if row and row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("rctaf.training.loop.CHECKPOINT_EVERY", -1)
+    model = from_config(config, in_channels=1, n_classes=10)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, load("digits", 50), config, checkpoint=folder / "checkpoint.pt", progress=kill)
+    (folder / "autoattack.json").write_text("{}")
+    assert records.begin(config) == "goes on from its checkpoint after epoch 1 of 2"
+    assert {path.name for path in folder.iterdir()} == {"checkpoint.pt", "autoattack.json"}
+
+    done = Record(config, {"accuracy": 0.5}, {}, {})
+    records.write(done)
+    former = folder / "run.former.json"
+    said = f"this run was finished before: it is made anew from the start; the former record is {former}"
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", kill_at_once)
+        with pytest.raises(KeyboardInterrupt):
+            records.begin(config)
+    assert records.begin(config) == said  # a death in the middle of it changes nothing
+    assert [path.name for path in folder.iterdir()] == [former.name]
+    assert former.read_text() == done.to_json()
+    assert records.load(config.run_id) is None
+    assert records.begin(config) == "starts at epoch 1 of 2"
+
+
+def kill_at_once(*args):
+    raise KeyboardInterrupt
 
 
 def git(folder, *words):

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from rctaf import data, evaluation, models, records
 from rctaf.arithmetic import repeatable
 from rctaf.config import RunConfig
 from rctaf.notebooks import execute_notebook
+from rctaf.replay import compare
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "notebooks" / "experiments" / "run.ipynb"
@@ -61,7 +63,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> records.Record:
     store = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RCTAF_RESULTS", str(store))
-        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.delenv("OMP_NUM_THREADS", raising=False)
         execute_notebook(RUN, store / "run.ipynb", SMALL, cwd=ROOT)
         found = records.load(RunConfig(**SMALL).run_id)
     assert found is not None
@@ -72,7 +74,7 @@ def test_record_holds_every_measurement(record: records.Record) -> None:
     metrics = record.metrics
     assert metrics["curvature"] == pytest.approx(7.0)
     assert len(record.history["loss"]) == 2
-    assert record.provenance["threads"] == 1
+    assert record.provenance["threads"] == 1  # as a grid makes it, though nothing but the notebook says so
     assert {"clean_accuracy", "pgd20_accuracy", "pgd20_larger_accuracy", "screening_accuracy"} <= metrics.keys()
     assert "robust_accuracy" not in metrics  # that is the name of AutoAttack's standard version alone
     assert metrics["autoattack"]["epsilon"] == 0.1
@@ -109,6 +111,24 @@ def test_numbers_belong_to_the_checkpoint(record: records.Record) -> None:
     correct, n = evaluation.accuracy(model, images.test_x, images.test_y)
     assert record.metrics["clean_accuracy"] == correct / n
     assert json.loads(record.path.read_text())["id"] == config.run_id
+
+
+def test_a_finished_run_is_made_anew_and_not_from_its_old_weights(record, tmp_path, monkeypatch) -> None:
+    assert record.path is not None
+    folder = tmp_path / "local" / record.run_id
+    shutil.copytree(record.path.parent, folder)
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+    for value in saved["model"].values():
+        value.zero_()  # as another activation would leave other weights
+    torch.save(saved, folder / "checkpoint.pt")
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    execute_notebook(RUN, tmp_path / "run.ipynb", SMALL, cwd=ROOT)
+    again = records.load(record.run_id)
+    assert again is not None
+    assert {row[-1] for row in compare(record, again, [])} == {"identical"}
+    assert records.read(record.path) == record
+    assert "made anew from the start" in (tmp_path / "run.ipynb").read_text()
 
 
 def test_learned_alphas_are_recorded_and_are_no_parameters_of_the_hessian(tmp_path, monkeypatch) -> None:

@@ -222,6 +222,16 @@ def test_a_record_that_cannot_be_read_is_one_line(store, grid, cell, command):
     assert (done.returncode, done.stderr) == (1, f"{path}: not a readable record: it lacks 'config'\n")
 
 
+@pytest.mark.parametrize(("asked", "threads"), [(None, "1"), ("", "1"), ("2", "2")])
+def test_one_thread_unless_told(monkeypatch, asked, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked or "")
+    if asked is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    program = "from rctaf._startup import settle_threads as s; s(); import torch; print(torch.get_num_threads())"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [threads]
+
+
 def test_the_command_line_starts_without_pytorch():
     program = "import sys, rctaf.runs; print('torch' in sys.modules); from rctaf import RCTAF; print(RCTAF(7, 2))"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

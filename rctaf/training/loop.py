@@ -84,6 +84,26 @@ def train(
     return run.history
 
 
+def epochs_done(checkpoint: Path) -> int:
+    """After how many epochs a checkpoint was written.
+
+    Raises:
+        ValueError: the file is not a readable checkpoint.
+    """
+    return len(_read(checkpoint, torch.device("cpu"))["history"].get("epoch", []))
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        for name in ("config", "generators", "history"):
+            content[name]
+    except Exception as error:  # whatever is wrong inside the file, the remedy is the same
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: not a readable checkpoint ({reason}); delete it to start again") from None
+    return content
+
+
 class _Run:
     """One training run between two epochs: everything that changes, hence everything a checkpoint holds."""
 
@@ -209,13 +229,9 @@ class _Run:
 
     def load(self, path: Path) -> None:
         """Go back to where the checkpoint was written."""
-        try:
-            content = torch.load(path, map_location=self.device, weights_only=True)
-            settings, generators, history = (content[name] for name in ("config", "generators", "history"))
-            device = content.get("device", self.device.type)
-        except Exception as error:  # whatever is wrong inside the file, the remedy is the same
-            reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
-            raise ValueError(f"{path}: not a readable checkpoint ({reason}); delete it to start again") from None
+        content = _read(path, self.device)
+        settings, generators, history = (content[name] for name in ("config", "generators", "history"))
+        device = content.get("device", self.device.type)
         if device != self.device.type:  # the generators are of a device
             raise ValueError(f"{path}: begun on {device}, this is {self.device.type}; go on there or delete it")
         wanted = self.config.model_dump(mode="json")
