@@ -17,7 +17,8 @@ from rctaf.training import Method
 from rctaf.training.methods import make_method
 
 ROOT = Path(__file__).resolve().parent.parent
-GRIDS = sorted(ROOT.glob("grids/**/*.yaml"))
+SCALES = ("digits", "fashion", "paper")  # what else is under grids/ is a reader's own
+GRIDS = [ROOT / "grids/quick.yaml", *sorted(path for scale in SCALES for path in ROOT.glob(f"grids/{scale}/**/*.yaml"))]
 
 # Committed records are found by these ids. A change here orphans the evidence: give a new field a
 # default that means "as before", or raise SCHEMA and run everything again.
