@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rctaf.activations import RCTAF, make_activation
+from rctaf.activations import ACTIVATION_MODULES, RCTAF, make_activation
 from rctaf.evaluation import effective_curvature
 from rctaf.models import make_model
 
@@ -114,6 +114,30 @@ def test_baselines(images, name, expected):
         # 1e-10 where the maximum is smooth; ELU reaches its 1 only from one side
         assert layer.curvature == pytest.approx(expected, rel=1e-10)
         assert layer.curvature_std == pytest.approx(expected * layer.std, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (nn.ReLU(inplace=True), None),
+        (nn.ReLU6(), None),  # jumps at 0 and 6
+        (nn.Hardswish(), None),  # at -3 and 3, by a half
+        (nn.PReLU(), None),
+        (nn.RReLU(), None),
+        (nn.Threshold(0.1, 20), None),
+        (nn.CELU(), 1.0),
+        (nn.Softplus(beta=40), 10.0),  # steep, and yet no jump
+    ],
+)
+def test_other_activations_of_pytorch(images, module, expected):
+    layer = effective_curvature(network(module, module).train(), images)[0]
+    assert layer.curvature == (expected if expected is None else pytest.approx(expected, rel=1e-10))
+
+
+def test_every_activation_that_can_be_replaced_is_measured(images):
+    for kind in ACTIVATION_MODULES:
+        settings = {RCTAF: (2.0, 1), nn.Threshold: (0.1, 20)}.get(kind, ())
+        assert effective_curvature(nn.Sequential(kind(*settings).double()), images), kind
 
 
 @pytest.mark.parametrize("network_name", ["resnet_small", "preact_resnet18"])

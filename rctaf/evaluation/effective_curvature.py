@@ -30,11 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rctaf.activations import RCTAF
+from rctaf.activations import ACTIVATION_MODULES, RCTAF
 from rctaf.family import curvature
 from rctaf.models.norm import eval_mode
-
-_BASELINES = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus)
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class LayerCurvature:
     Attributes:
         name: of the module in the model; calls of one module in several places are pooled.
         std: standard deviation of the pre-activations over images, channels and positions.
-        curvature: max|σ″| of the activation; None where σ′ jumps (ReLU, Leaky ReLU, SELU).
+        curvature: max|σ″| of the activation; None where σ′ jumps (ReLU, Leaky ReLU, SELU, ...).
         kappa: α · std; None for other activations than RCT-AF.
         curvature_std: curvature · std; None where there is no curvature.
         gain_kappa: α · abs(gain) of each channel of the batch norm directly before; None where there is none.
@@ -78,7 +76,7 @@ def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> l
     """Measure every activation layer of a model on images, in eval mode, in the order in which they are used.
 
     Args:
-        model: holds its activations as modules (RCT-AF or the named baselines).
+        model: holds its activations as modules (of the kinds of ``rctaf.activations.ACTIVATION_MODULES``).
         x: images [N, ...].
         batch_size: images per forward pass.
 
@@ -110,7 +108,7 @@ def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> l
     for module in names:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             hooks.append(module.register_forward_hook(after_norm))
-        elif isinstance(module, (RCTAF, *_BASELINES)):
+        elif isinstance(module, ACTIVATION_MODULES):
             hooks.append(module.register_forward_pre_hook(before_activation))
     try:
         with eval_mode(model), torch.no_grad():
@@ -120,13 +118,13 @@ def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> l
         for hook in hooks:
             hook.remove()
     if not sums:
-        raise ValueError("the model used no activation module (RCTAF or a named baseline)")
+        raise ValueError("the model used no activation module (RCTAF, or one of PyTorch's)")
     return [_layer(names[module], module, entry) for module, entry in sums.items()]
 
 
 def _layer(name: str, module: nn.Module, entry: _Sums) -> LayerCurvature:
     std, alpha = entry.std(), module.alpha if isinstance(module, RCTAF) else None
-    bound = curvature(module.alpha, module.beta) if isinstance(module, RCTAF) else _baseline_curvature(module)
+    bound = curvature(module.alpha, module.beta) if isinstance(module, RCTAF) else _measured_curvature(module)
     gain = getattr(entry.norm, "weight", None)
     return LayerCurvature(
         name=name,
@@ -138,22 +136,25 @@ def _layer(name: str, module: nn.Module, entry: _Sums) -> LayerCurvature:
     )
 
 
-def _baseline_curvature(module: nn.Module) -> float | None:
-    """max|σ″| of a named baseline in float64; None where σ′ jumps at 0, the only place where one of them does."""
+def _measured_curvature(module: nn.Module) -> float | None:
+    """max|σ″| of an activation between -20 and 20, in float64; None where σ′ jumps."""
+    activation = copy.deepcopy(module).double().eval()
 
     def derivatives(points: Tensor) -> tuple[Tensor, Tensor]:
         z = points.clone().requires_grad_()
-        (first,) = torch.autograd.grad(copy.deepcopy(module)(z).sum(), z, create_graph=True)
+        (first,) = torch.autograd.grad(activation(z.clone()).sum(), z, create_graph=True)
         second = torch.autograd.grad(first.sum(), z)[0] if first.requires_grad else torch.zeros_like(z)
         return first.detach(), second
 
     with torch.enable_grad():
         sides = torch.tensor([-1e-12, 1e-12], dtype=torch.float64)
-        slopes, ends = derivatives(sides)
-        if abs(slopes.diff().item()) > 1e-6:
-            return None
+        ends = derivatives(sides)[1]
         # coarse, then around the largest: an error of (1e-7)² times the fourth derivative
         points = torch.linspace(-20, 20, 40001, dtype=torch.float64)
-        peak = points[derivatives(points)[1].abs().argmax()]
+        slopes, bends = derivatives(points)
+        # between two points σ′ changes by their distance times max|σ″|, and by more only where it jumps
+        if slopes.diff().abs().max() > 1.01 * 1e-3 * torch.maximum(bends.abs().max(), ends.abs().max()) + 1e-6:
+            return None
+        peak = points[bends.abs().argmax()]
         fine = derivatives(peak + torch.linspace(-1e-3, 1e-3, 20001, dtype=torch.float64))[1]
         return max(fine.abs().max().item(), ends.abs().max().item())
