@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -270,11 +270,21 @@ def provenance(started: float, source: dict[str, Any], resumed_from: Sequence[di
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "wall_s": round(time.time() - started, 2),
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "activation_kernel": _kernels.fused_by("cuda" if cuda else "cpu"),
         "python": platform.python_version(),
         "packages": versions,
     }
+
+
+def processor() -> str | None:
+    """The model of this machine's CPU, which ``device`` names by its architecture only; None where it is not told."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or None
 
 
 def keep(grid: Grid) -> list[Record]:

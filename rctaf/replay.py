@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -49,6 +50,9 @@ def replay(run_id: str) -> int:
     before, now = (record.provenance.get("activation_kernel", "unknown code") for record in (old, new))
     if before != now:  # they round differently
         print(f"  activations by {before} in the record, by {now} here")
+    before, now = (record.provenance.get("processor") for record in (old, new))
+    if before and now and before != now:  # older records do not say
+        print(f"  on {before} in the record, on {now} here")
     verdicts = compare(old, new, siblings)
     changed = [row for row in verdicts if row[-1] != "identical"]
     changed.sort(key=lambda row: row[-1] != "different")
@@ -62,12 +66,14 @@ def replay(run_id: str) -> int:
         print(f"bit-identical: all {len(verdicts)} values")
     else:
         outcome = "different" if number["different"] else "within tolerance"
-        print(f"{outcome}: " + ", ".join(f"{n} {kind}" for kind, n in number.items() if n))
+        counts = ", ".join(f"{n} {kind}" for kind, n in number.items() if n)
+        print(f"{outcome}: {counts}{_weakness(verdicts, siblings)}")
     return 1 if number["different"] else 0
 
 
 SHOWN = 20  # lines of a replay's report
 LEVEL = 0.01  # how often at most a faultless replay on another machine is called different
+MIN_SEEDS = 3  # beside the one compared, to estimate a deviation from
 ROUNDING = 1e-5  # relative; float32 sums over the same weights in another order differ by a few 1e-7, amplified
 VERDICTS = ("identical", "within tolerance", "different", "not judged")
 
@@ -101,18 +107,32 @@ def compare(old: Record, new: Record, siblings: list[Record]) -> list[tuple[str,
     return rows
 
 
+def _weakness(rows: list[tuple[str, Any, Any, float | None, str]], siblings: list[Record]) -> str:
+    """How far an accuracy could have moved and passed: its widest tolerance, and what that rests on."""
+    widest = max(
+        ((allowed, name) for name, *_, allowed, _ in rows if allowed and re.fullmatch(r"metrics\..*_accuracy", name)),
+        default=None,
+    )
+    if widest is None:
+        return ""
+    allowed, name = widest
+    seeds = sum(name in dict(_leaves({"metrics": record.metrics})) for record in siblings)
+    origin = f"from {seeds} other seeds" if seeds >= MIN_SEEDS else f"of counting images; {seeds} other seeds, too few"
+    return f" (the widest tolerance of an accuracy: {100 * allowed:.1f} points, {origin})"
+
+
 def tolerance(value: float, others: list[float], counting: float, compared: int = 1) -> float | None:
     """How far a value may move when its run is repeated with other rounding; None where that is unknown.
 
     Two independent draws of spread s differ by a deviation of sqrt(2) s. With s known, their difference over
     that is normal; with s estimated from k values it is t distributed on k - 1 degrees of freedom. The tolerance is the
     quantile that one of ``compared`` values exceeds in a share :data:`LEVEL` of replays (Bonferroni).
-    s is the deviation between seeds, where ``others`` are at least three, and never less than the
+    s is the deviation between seeds, where ``others`` are at least :data:`MIN_SEEDS`, and never less than the
     ``counting`` error (0 where the value is no count).
     """
     tail = LEVEL / (2 * compared)
     reach = counting * float(scipy.stats.norm.isf(tail))
-    if len(others) >= 3:
+    if len(others) >= MIN_SEEDS:
         reach = max(reach, statistics.stdev([value, *others]) * float(scipy.stats.t.isf(tail, len(others))))
     return math.sqrt(2) * reach or None
 

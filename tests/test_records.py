@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -153,6 +154,8 @@ def test_provenance_says_where_and_with_what():
     assert said["wall_s"] == pytest.approx(2, abs=1)
     assert said["packages"]["torch"]
     assert said["threads"] >= 1
+    if Path("/proc/cpuinfo").exists():
+        assert said["processor"] is None or f": {said['processor']}\n" in Path("/proc/cpuinfo").read_text()
     assert (said["git_commit"], said["git_dirty"]) == ("abc", True)
 
 

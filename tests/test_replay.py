@@ -40,6 +40,38 @@ def test_a_replay_says_where_the_activations_are_computed_otherwise(store, cell,
     assert "activations by PyTorch in the record, by C here" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("recorded", "here", "said"),
+    [("A 1", "B 2", "  on A 1 in the record, on B 2 here\n"), ("A 1", "A 1", ""), (None, "B 2", ""), ("A 1", None, "")],
+)
+def test_a_replay_names_two_processors(store, cell, capsys, recorded, here, said):
+    elsewhere, made = record_of(cell), record_of(cell)
+    for made_on, one in ((recorded, elsewhere), (here, made)):
+        one.provenance.update({} if made_on is None else {"processor": made_on})
+    records.write(elsewhere)
+    (store / f"seed-{cell.seed}.json").write_text(made.to_json())
+    assert runs.main(["replay", cell.run_id]) == 0
+    said_all = capsys.readouterr().out
+    assert said in said_all
+    assert ("  on " in said_all) == bool(said)
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_a_replay_says_how_weak_it_was(store, grid, cell, capsys, seeds):
+    """Two accuracies differ, of which the one over fewer images may differ by more."""
+    records.write(record_of(cell, 0.8, pgd20_accuracy=0.5, n_eval=100))
+    (store / f"seed-{cell.seed}.json").write_text(record_of(cell, 0.81, pgd20_accuracy=0.51, n_eval=100).to_json())
+    siblings = [c for c in Grid.load(grid).cells().values() if c.seed != cell.seed][:seeds]
+    for config, value in zip(siblings, [0.3, 0.5, 0.7], strict=False):
+        records.write(record_of(config, 0.8, pgd20_accuracy=value, n_eval=100))
+    assert runs.main(["replay", cell.run_id]) == 0
+    # 8 numbers: two-sided 0.01 / 8. Normal 3.2272 on sqrt(0.5 0.5 / 100), or t with 3 degrees of freedom
+    # 11.984 on the deviation of 0.5, 0.3, 0.5, 0.7; both times sqrt 2
+    want = {2: "22.8 points, of counting images; 2 other seeds, too few", 3: "276.8 points, from 3 other seeds"}[seeds]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f"(the widest tolerance of an accuracy: {want})")
+
+
 def test_a_replay_that_fails_says_where_its_notebook_is(store, grid, monkeypatch):
     (failing,) = (config for config in Grid.load(grid).cells().values() if config.seed == 2)
     records.write(record_of(failing))
