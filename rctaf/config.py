@@ -219,10 +219,13 @@ class RunConfig(BaseModel):
         The hash covers the validated settings that are used and differ from their defaults, so a
         field added later (whose default means "as before") leaves every old id as it is.
         """
-        unused = _unused(dict(self))
-        doc = {"schema": SCHEMA, **self.model_dump(mode="json", exclude_defaults=True, exclude=unused)}
+        doc = {"schema": SCHEMA, **self.chosen()}
         text = json.dumps(doc, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def chosen(self) -> dict[str, Any]:
+        """The settings that are used and differ from their defaults, as JSON holds them: they alone make it again."""
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=_unused(dict(self)))
 
     @property
     def evaluation_epsilon(self) -> str:

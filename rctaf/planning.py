@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,28 +23,38 @@ def plan(path: Path) -> int:
     """Print the number of runs of a grid, how many are done, and hours for the rest from measured times.
 
     An epoch costs the median over the records with the same data, network and method; what follows
-    training (attacks, Hessian) likewise. A device is named with each estimate: hours on another are
-    not hours on this one.
+    training (attacks, Hessian) likewise. Where only an epoch was timed, the hours are those of training alone. A
+    device is named with each estimate: hours on another are not hours on this one.
     """
     grid = Grid.load(path)
     cells = grid.cells()
     todo = [config for run_id, config in cells.items() if not finished(run_id)]
     print(f"{grid.name}: {grid.scale}")
     print(f"{path}: {len(cells)} runs, {len(cells) - len(todo)} done, {len(todo)} to run")
-    if not todo:
-        return 0
-    measured = _measured()
-    for device, (epoch, evaluation) in measured.items():
-        costs = [_cost(config, epoch, evaluation) for config in todo]
-        known = [cost for cost in costs if cost is not None]
-        if known:
-            hours = sum(known) / 3600
-            what = "GPU-hours" if not device.endswith("CPU") else "hours of one CPU thread"
-            missing = f"; no measured step time yet for the other {len(todo) - len(known)}" * (len(known) < len(todo))
-            print(f"  about {hours:.2g} {what} ({device}) for {len(known)} of them{missing}")
-    if not any(_cost(config, *times) is not None for config in todo for times in measured.values()):
-        print("  no measured step time yet: run one cell with exec, then ask again")
+    unknown = todo
+    for device, (epoch, evaluation) in _measured().items():
+        whole: list[float] = []
+        training: list[float] = []
+        for config in todo:
+            one, rest = epoch.get(_key(config, _EPOCH)), evaluation.get(_key(config, _EVALUATION))
+            if one is not None:
+                (training if rest is None else whole).append(one * config.epochs + (rest or 0.0))
+        unknown = [config for config in unknown if _key(config, _EPOCH) not in epoch]
+        what = "GPU-hours" if not device.endswith("CPU") else "hours of one CPU thread"
+        if whole:
+            print(f"  about {sum(whole) / 3600:.2g} {what} ({device}) for {len(whole)} of them")
+        if training:
+            of_whom = f"the training alone of {len(training)} of them; no evaluation like theirs was timed yet"
+            print(f"  about {sum(training) / 3600:.2g} {what} ({device}) for {of_whom}")
+    if unknown:
+        print(f"  no epoch like those of {len(unknown)} was timed yet; this runs one of them, then ask again:")
+        print(f"    papermill notebooks/experiments/run.ipynb out.ipynb -y '{json.dumps(_short(unknown[0]).chosen())}'")
     return 0
+
+
+def _short(config: RunConfig) -> RunConfig:
+    """The same network, data and method for one epoch, with all that training does, and 100 images attacked."""
+    return RunConfig(**{**config.model_dump(), "epochs": 1, "awp_from": 1, "averaging_from": 1, "n_eval": 100})
 
 
 Times = dict[tuple[Any, ...], float]
@@ -69,8 +80,3 @@ def _measured() -> dict[str, tuple[Times, Times]]:
 
 def _key(config: RunConfig, fields: Iterable[str]) -> tuple[Any, ...]:
     return tuple(getattr(config, name) for name in fields)
-
-
-def _cost(config: RunConfig, epoch: Times, evaluation: Times) -> float | None:
-    one, rest = epoch.get(_key(config, _EPOCH)), evaluation.get(_key(config, _EVALUATION))
-    return None if one is None or rest is None else one * config.epochs + rest
