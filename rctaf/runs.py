@@ -6,7 +6,7 @@ the worker can be killed at any moment, started twice, or given to any scheduler
 
     python -m rctaf.runs plan    grids/quick.yaml         how many runs, how long
     python -m rctaf.runs run     grids/quick.yaml [-j 2]  all that are missing, through Snakemake
-    python -m rctaf.runs status  grids/quick.yaml         0 when every run has its record
+    python -m rctaf.runs status  grids/quick.yaml [--all] 0 when every run has its record
     python -m rctaf.runs exec    grids/quick.yaml ID      one run (what the schedulers call)
     python -m rctaf.runs replay  ID                       once more, and compare with the record
 
@@ -203,8 +203,8 @@ def failure(run_id: str) -> str:
         return ""
 
 
-def status(path: Path) -> int:
-    """Print how far a grid is and name what needs attention; 0 only when every run has its record."""
+def status(path: Path, every: bool = False) -> int:
+    """Print how far a grid is and name what needs attention, or ``every`` run; 0 only when every run has its record."""
     cells = Grid.load(path).cells()
     states = {run_id: state(run_id) for run_id in cells}
     count = {name: sum(now == name for now, _ in states.values()) for name in STATES}
@@ -213,14 +213,26 @@ def status(path: Path) -> int:
     parts += [f"{count[name]} {name}" for name in STATES[2:] if count[name]]
     print(f"{path}: {len(cells)} runs: " + ", ".join(parts))
     for run_id, (now, error) in states.items():
-        if now in ("running", "FAILED", "interrupted"):
-            print(f"  {now:11} {run_id}  {cells[run_id].label}")
+        if every or now in ("running", "FAILED", "interrupted"):
+            print(f"  {now:11} {run_id}  {cells[run_id].label}{_accuracies(run_id) if every else ''}")
         if error:
             print(f"  {'':11} {error}")
             red = local_dir(run_id) / "notebook.partial.ipynb"
             if red.exists():  # it does not where the notebook could not even start
                 print(f"  {'':11} {_shown(red)}")
     return 0 if done == len(cells) else 1
+
+
+def _accuracies(run_id: str) -> str:
+    """What a finished run measured, clean and under its strongest attack; empty where there is no record."""
+    record = records.load(run_id)
+    if record is None:
+        return ""
+    names = {"clean_accuracy": "clean", "robust_accuracy": "robust", "screening_accuracy": "screening"}
+    if "robust_accuracy" in record.metrics:
+        del names["screening_accuracy"]  # an upper bound of it
+    shares = [f"{word} {record.metrics[name]:.1%}" for name, word in names.items() if name in record.metrics]
+    return ": " + ", ".join(shares) if shares else ""
 
 
 def _shown(path: Path) -> str:
@@ -328,6 +340,7 @@ def main(argv: list[str] | None = None) -> int:
     }.items():
         verbs.add_parser(verb, help=text).add_argument("grid", type=Path)
     verbs.choices["run"].add_argument("-j", "--jobs", type=int, help="at a time; default: one per GPU, else per core")
+    verbs.choices["status"].add_argument("--all", action="store_true", help="one line per run, with its accuracies")
     verbs.choices["exec"].add_argument("id", help="of the run, or its place in the grid from 0 (for job arrays)")
     verbs.add_parser("replay", help="execute a record again and compare").add_argument("id")
     args = parser.parse_args(argv)
@@ -338,7 +351,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.verb == "run":
         return run(args.grid, args.jobs)
     if args.verb == "status":
-        return status(args.grid)
+        return status(args.grid, args.all)
     if args.verb == "replay":
         from rctaf.replay import replay
 

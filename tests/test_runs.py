@@ -149,6 +149,22 @@ def test_either_store_counts_as_done(store, grid, cell, monkeypatch, place, caps
     assert "1 done" in capsys.readouterr().out
 
 
+def test_status_of_every_run(store, grid, capsys):
+    first, second, third, *_, last = Grid.load(grid).cells().values()
+    records.write(record_of(first, 0.81, robust_accuracy=0.25, screening_accuracy=0.3))
+    records.write_text(records.kept_path(second.run_id), record_of(second, 0.5, screening_accuracy=0.125).to_json())
+    records.write(record_of(third, 0.9))
+    assert runs.main(["status", str(grid), "--all"]) == 1
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 1 + 6
+    assert lines[1] == f"local {first.run_id} {first.label}: clean 81.0%, robust 25.0%"
+    assert lines[2] == f"kept {second.run_id} {second.label}: clean 50.0%, screening 12.5%"
+    assert lines[3] == f"local {third.run_id} {third.label}: clean 90.0%"
+    assert lines[6] == f"pending {last.run_id} {last.label}"
+    assert runs.main(["status", str(grid)]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_status_is_zero_only_when_all_is_done(store, grid, capsys):
     for config in Grid.load(grid).cells().values():
         records.write(record_of(config))
