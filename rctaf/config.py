@@ -7,10 +7,11 @@ Papermill parameters, YAML grids, the command line and the id of a run all come 
 from __future__ import annotations
 
 import ast
+import difflib
 import hashlib
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
@@ -265,8 +266,20 @@ class RunConfig(BaseModel):
         of_parameters = [names for _, names in cells if 2 * len(names & settings) > len(settings)]
         injected = [names for cell, names in cells if cell.startswith("# Parameters\n")]
         if unknown := sorted(set().union(*of_parameters[-1:], *injected) - settings):
-            raise ValueError(f"no such setting: {', '.join(unknown)}; there are {', '.join(cls.model_fields)}")
-        return cls(**{name: namespace[name] for name in cls.model_fields if name in namespace})
+            raise ValueError(_no_setting(unknown))
+        try:
+            return cls(**{name: namespace[name] for name in cls.model_fields if name in namespace})
+        except ValidationError as error:
+            raise ValueError(explain(error)) from None
+
+
+def _no_setting(names: Iterable[str]) -> str:
+    """One line for names that are no settings, each with the setting that was probably meant."""
+    said = []
+    for name in names:
+        near = difflib.get_close_matches(name, RunConfig.model_fields, n=1)
+        said.append(f"{name} (perhaps {near[0]})" if near else name)
+    return f"no such setting: {', '.join(said)}; there are {', '.join(RunConfig.model_fields)}"
 
 
 def assigned_names(code: str) -> list[str]:
@@ -363,7 +376,12 @@ def explain(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return " ".join(str(error).split())
     lines = []
+    if error.title == RunConfig.__name__:
+        unknown = [str(item["loc"][0]) for item in error.errors() if item["type"] == "extra_forbidden"]
+        lines += [_no_setting(unknown)] if unknown else []
     for item in error.errors():
+        if lines and item["type"] == "extra_forbidden":
+            continue
         where = ".".join(str(part) for part in item["loc"])
         # a rule between several fields names them itself, and its input is the whole configuration
         given = "" if item["type"] == "missing" or not where else f"={item['input']!r}"

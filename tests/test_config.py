@@ -107,10 +107,17 @@ def test_from_notebook_refuses_a_misspelt_parameter_until_it_is_mended():
     wrong = right.replace("\nalpha =", "\nalhpa =")
     assert wrong != right
     session = {**RunConfig().model_dump(), "In": ["", "%matplotlib inline", "other = 1", wrong]}
-    with pytest.raises(ValueError, match="no such setting: alhpa; there are dataset, "):
+    with pytest.raises(ValueError, match=r"^no such setting: alhpa \(perhaps alpha\); there are dataset, "):
         RunConfig.from_notebook(session)  # a kernel may still have an alpha from before
     session["In"] += [right, "later = 2"]
     assert RunConfig.from_notebook(session) == RunConfig()
+
+
+def test_from_notebook_says_in_one_line_what_is_wrong_with_a_value():
+    with pytest.raises(ValueError, match=r"^epochs=0: Input .* 1; epsilon='2': .* such as \"8/255\" .*$") as caught:
+        RunConfig.from_notebook({"epochs": 0, "epsilon": "2"})
+    assert "\n" not in str(caught.value)
+    assert not isinstance(caught.value, ValidationError)
 
 
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.15", 0.15), (" 1 / 4 ", 0.25), ("1", 1.0)])
@@ -168,7 +175,9 @@ def test_seeds_come_first(tmp_path):
     [
         ("[{axes: {alpha: [1], curvature: [2]}}]", "alpha or curvature, not both"),
         ("[{axes: {rms_curvature: [1], curvature: [2]}}]", "curvature or rms_curvature, not both"),
-        ("[{axes: {alfa: [1]}}]", "alfa=1: Extra inputs"),
+        ("[{axes: {alfa: [1]}}]", "no such setting: alfa (perhaps alpha); there are dataset, n_train, "),
+        ("[{axes: {xyz: [1], epoch: [0]}, base: {epochs: 0}}]", "no such setting: xyz, epoch (perhaps epochs); there"),
+        ("[{axes: {xyz: [1], epoch: [0]}, base: {epochs: 0}}]", "epochs=0: Input should be greater than or equal to 1"),
         ("[{axes: {alpha: [1, 1.0]}}]", "appears twice: digits resnet_small trades rctaf"),
         ("[{axes: {alpha: [1]}}, {axes: {seed: [0], alpha: [1]}}]", "appears twice"),
         ("[{base: {activation: relu}, axes: {alpha: [1, 2]}}]", "appears twice"),

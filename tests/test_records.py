@@ -73,7 +73,7 @@ def test_keep_copies_what_is_finished_once():
         (lambda doc: doc["config"].update(seed=7), "the settings hash to"),
         (lambda doc: doc.update(id="0" * 12), "the record says 000000000000"),
         (lambda doc: doc.update(schema=0), "record schema 0, this code reads 1"),
-        (lambda doc: doc["config"].update(sharpness=3), "sharpness=3: Extra inputs"),
+        (lambda doc: doc["config"].update(sharpness=3), "no such setting: sharpness; there are dataset"),
         (lambda doc: doc.pop("metrics"), "lacks 'metrics'"),
     ],
 )
