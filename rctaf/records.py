@@ -307,11 +307,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.verb == "keep":
         copied = keep(Grid.load(args.grid))
-        print(f"{len(copied)} records copied to {results_dir() / 'runs'}")
+        kept = results_dir() / "runs"
+        print(f"{len(copied)} records copied to {kept}")
         if unknown := [record.run_id for record in copied if record.provenance.get("git_dirty") is not False]:
             print(f"not of a commit, so nobody can repeat them exactly: {' '.join(unknown)}", file=sys.stderr)
         if mixed := [record.run_id for record in copied if "resumed_from" in record.provenance]:
             print(f"begun by other code (resumed_from), so a replay may differ: {' '.join(mixed)}", file=sys.stderr)
+        if copied:
+            print(f"now: git add {os.path.relpath(kept)} {os.path.relpath(args.grid)}, then git commit")
         return 0
     record = load(args.id)
     if record is None:

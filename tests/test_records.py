@@ -67,6 +67,17 @@ def test_keep_copies_what_is_finished_once():
     assert not records.kept_path(record(seed=1).run_id).exists()
 
 
+def test_keep_says_what_comes_next(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    grid = tmp_path / "mine.yaml"
+    grid.write_text("name: g\nscale: s\nblocks: [{axes: {seed: [0, 1]}}]")
+    records.write(record(seed=0))
+    assert records.main(["keep", str(grid)]) == 0
+    assert capsys.readouterr().out.endswith("/runs\nnow: git add runs mine.yaml, then git commit\n")
+    assert records.main(["keep", str(grid)]) == 0
+    assert "git add" not in capsys.readouterr().out  # nothing is new
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
