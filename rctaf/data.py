@@ -6,6 +6,7 @@ through torchvision; both are downloaded, md5-checked by torchvision, where they
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import gzip
 import os
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rctaf._startup import command
 from rctaf.augmentation import augment
 
 __all__ = ["Dataset", "augment", "load", "to_float", "torchvision"]
@@ -131,7 +133,8 @@ def _fashion_mnist(root: str | Path | None) -> tuple[np.ndarray, ...]:
     found = folder()
     if found is None:
         datasets = torchvision("datasets")
-        with _downloading("Fashion-MNIST", home, places, "the four idx .gz files"):
+        remedy = "Put the four there, or set RCTAF_DATA to the folder that has them"
+        with _downloading("Fashion-MNIST", places, "the four idx .gz files", home, remedy):
             datasets.FashionMNIST(str(home), download=True)
             found = folder()
             if found is None:  # torchvision had the unpacked files and saw no need to fetch the packed ones
@@ -170,7 +173,8 @@ def _cifar(name: str, root: str | Path | None) -> tuple[np.ndarray, ...]:
     try:  # the folder may be one that nobody can write to
         halves = [kind(str(home), train=train) for train in (True, False)]
     except (OSError, RuntimeError, EOFError):
-        with _downloading(name.upper(), home, [folder], f"the unpacked {kind.filename}"):
+        remedy = f"Download {kind.filename} from the CIFAR page and unpack it in {home}; that makes {folder}"
+        with _downloading(name.upper(), [folder], f"the unpacked {kind.filename}", home, remedy):
             halves = [kind(str(home), train=train, download=train) for train in (True, False)]
     arrays = []
     for half in halves:
@@ -179,7 +183,7 @@ def _cifar(name: str, root: str | Path | None) -> tuple[np.ndarray, ...]:
 
 
 @contextmanager
-def _downloading(what: str, home: Path, places: list[Path], needed: str) -> Any:
+def _downloading(what: str, places: list[Path], needed: str, home: Path, remedy: str) -> Any:
     """One process downloads at a time; whatever goes wrong becomes one line that says what to do."""
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -190,8 +194,21 @@ def _downloading(what: str, home: Path, places: list[Path], needed: str) -> Any:
         looked = ", ".join(str(place) for place in places)
         raise RuntimeError(
             f"{what}: {needed} not found intact in {looked}, and downloading failed "
-            f"({' '.join(str(error).split())}). Put {needed} there, or set RCTAF_DATA to the folder that has them."
+            f"({' '.join(str(error).split())}). {remedy}."
         ) from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m rctaf.data", description="Fetch a data set, where it is missing.")
+    parser.add_argument("name", choices=("digits", "fashion_mnist", "cifar10", "cifar100"))
+    name = parser.parse_args(argv).name
+    try:
+        found = load(name)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{name}: {len(found.train_x):,} training and {len(found.test_x):,} test images")
+    return 0
 
 
 _guard: Any = None  # keeps the operator definitions below alive
@@ -224,3 +241,7 @@ def torchvision(module: str) -> ModuleType:
     for operator in ("nms", "qnms"):
         _guard.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return importlib.import_module(name)
+
+
+if __name__ == "__main__":
+    command(main)

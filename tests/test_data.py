@@ -177,8 +177,24 @@ def test_damaged_cifar_batch_is_refused(cifar):
     name, root, folder, *_ = cifar
     path = folder / ("test_batch" if name == "cifar10" else "test")
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(RuntimeError, match=rf"{name.upper()}: .*not found intact in {folder}.*RCTAF_DATA"):
+    with pytest.raises(RuntimeError, match=rf"{name.upper()}: .*not found intact in {folder}") as caught:
         load(name, root=root)
+    archive = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}[name]
+    remedy = f"Download {archive} from the CIFAR page and unpack it in {root}; that makes {folder}."
+    assert str(caught.value).endswith(remedy)
+
+
+def test_a_data_set_is_fetched_from_the_command_line(fashion, monkeypatch, capsys, offline, tmp_path_factory):
+    root, _ = fashion
+    monkeypatch.setenv("RCTAF_DATA", str(root))
+    assert data.main(["fashion_mnist"]) == 0
+    assert capsys.readouterr().out == "fashion_mnist: 30 training and 12 test images\n"
+    monkeypatch.setenv("RCTAF_DATA", str(tmp_path_factory.mktemp("empty")))
+    assert data.main(["cifar10"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("CIFAR10: the unpacked cifar-10-python.tar.gz not found intact in ")
+    assert said.err.count("\n") == 1
 
 
 def test_to_float_is_the_pixel_over_255():
