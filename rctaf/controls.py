@@ -19,13 +19,26 @@ from rctaf.family import curvature, rms_curvature_at_start
 from rctaf.records import Record, table
 from rctaf.statistics import (
     Difference,
+    Estimate,
     holm,
     mean_interval,
     orders_coincide,
     paired_difference,
     variance_over_cells,
 )
-from rctaf.verdicts import BAND, MARGIN, MIN_SEEDS, Verdict, alike, outcome_of, sign
+from rctaf.verdicts import (
+    BAND,
+    MARGIN,
+    MIN_SEEDS,
+    Verdict,
+    alike,
+    outcome_of,
+    sign,
+    too_few_seeds,
+    why_alike,
+    why_orders_alike,
+)
+from rctaf.words import listed, p_value, points
 
 CHANCE = 0.2  # ten classes; a network below twice the 10 % of guessing has learned nothing worth comparing
 POST_HOC = "Post hoc: this rule was made or changed after runs had been seen."
@@ -56,15 +69,10 @@ def _judged(
 ) -> Verdict:
     seeds = frame["seed"].nunique() if len(frame) else 0
     if seeds < MIN_SEEDS:
-        words, outcome = f"{seeds} complete seed(s); at least {MIN_SEEDS} are needed.", "not testable"
+        words, outcome = too_few_seeds(seeds, MIN_SEEDS), "not testable"
     else:
         words, outcome = judge(frame)
     return Verdict(claim, f"{words} {POST_HOC}" if post_hoc else words, outcome)
-
-
-def _points(test: Difference) -> str:
-    d = test.difference
-    return f"{100 * d.value:+.2f} points ({100 * d.low:+.2f} to {100 * d.high:+.2f})"
 
 
 def _by_seed(rows: pd.DataFrame, value: str) -> np.ndarray:
@@ -79,12 +87,14 @@ def _same(pairs: dict[str, tuple[pd.DataFrame, pd.DataFrame]], value: str) -> tu
     supported: some differs from 0 (p < 0.05 after Holm). Else undecided.
     """
     tests = {name: paired_difference(_by_seed(a, value), _by_seed(b, value), MARGIN) for name, (a, b) in pairs.items()}
-    words = "; ".join(f"{name}: {_points(test)}" for name, test in tests.items())
+    words = "; ".join(f"{name}: {points(test.difference)}" for name, test in tests.items())
     n = next(iter(tests.values())).difference.n
     equal = all(test.p_equivalent < 0.05 for test in tests.values())
-    differ = min(holm([test.p_different for test in tests.values()])) < 0.05
-    outcome = outcome_of(equal, differ)
-    return f"{words}; 95 % intervals over {n} seeds, equal means within {100 * MARGIN:g} point.", outcome
+    p = min(holm([test.p_different for test in tests.values()]))
+    outcome = outcome_of(equal, p < 0.05)
+    clearest = min(tests, key=lambda name: tests[name].p_different)
+    why = why_alike(outcome, clearest, tests[clearest].difference.value, float(p))
+    return f"{words}; 95 % intervals over {n} seeds. In all, {why}.", outcome
 
 
 def _orders_alike(rows: pd.DataFrame, value: str, label: str, name: str) -> tuple[str, str]:
@@ -95,18 +105,19 @@ def _orders_alike(rows: pd.DataFrame, value: str, label: str, name: str) -> tupl
     """
     pairs = orders_coincide(rows.assign(curvature=rows[label].round(9)), value, below=math.inf, margin=MARGIN)
     words = "; ".join(
-        f"orders {p['orders']}: {100 * p['difference']:+.2f} points on average, largest {100 * p['largest']:+.2f} "
-        f"({100 * p['largest_low']:+.2f} to {100 * p['largest_high']:+.2f}) at {name} {p['at']:.3g}"
+        f"order {p['orders']}: {100 * p['difference']:+.2f} on average, largest "
+        f"{points(Estimate(p['largest'], p['largest_low'], p['largest_high'], p['n']))} at {name} {p['at']:.3g}"
         for p in pairs.to_dict("records")
     )
     n, places = pairs["n"].iloc[0], pairs["curvatures"].iloc[0]
-    return f"{words}; {n} seeds, equal means within {100 * MARGIN:g} point at each of {places} places.", alike(pairs)
+    why = why_orders_alike(pairs, name)
+    return f"Differences, first minus second: {words}; {n} seeds, {places} places. In all, {why}.", alike(pairs)
 
 
 def _higher(words: str, a: np.ndarray, b: np.ndarray) -> tuple[str, str]:
     """Is a above b? Rule: see :func:`rctaf.verdicts.sign`."""
     test = paired_difference(a, b)
-    return f"{words}: {_points(test)}, 95 % interval over {test.difference.n} seeds.", sign(test.difference)
+    return f"{words}: {points(test.difference)}, 95 % interval over {test.difference.n} seeds.", sign(test.difference)
 
 
 # --- (a) gain --------------------------------------------------------------------------------------------------------
@@ -244,7 +255,8 @@ def learned_alpha(frame: pd.DataFrame, layers: pd.DataFrame, value: str) -> list
         for start in logs.columns.to_numpy(float):
             e = mean_interval(logs[start].to_numpy(float) - math.log(start))
             words.append(
-                f"from {start:g} times {math.exp(e.value):.4g} ({math.exp(e.low):.4g} to {math.exp(e.high):.4g})"
+                f"starting at {start:g}: multiplied by {math.exp(e.value):.3f} "
+                f"({math.exp(e.low):.3f} to {math.exp(e.high):.3f})"
             )
             if not BAND[0] <= start <= BAND[1]:
                 low, high = (e.low, e.high) if start < BAND[0] else (-e.high, -e.low)
@@ -265,11 +277,13 @@ def learned_alpha(frame: pd.DataFrame, layers: pd.DataFrame, value: str) -> list
 
     def some_start(frame: pd.DataFrame) -> tuple[str, str]:
         found = helps(frame)
-        words = "; ".join(f"from {start:g}: {_points(test)}, p = {p:.2g}" for start, (test, p) in found.items())
+        words = "; ".join(
+            f"starting at {start:g}: {points(test.difference)}, {p_value(p)}" for start, (test, p) in found.items()
+        )
         signs = {math.copysign(1, test.difference.value) for test, p in found.values() if p < 0.05}
         outcome = outcome_of(1 in signs, -1 in signs)
         n = next(iter(found.values()))[0].difference.n
-        return f"Learned minus fixed {words}; 95 % intervals over {n} seeds, p after Holm.", outcome
+        return f"Learned minus fixed, {words}; 95 % intervals over {n} seeds, p after Holm.", outcome
 
     def every_start(frame: pd.DataFrame) -> tuple[str, str]:
         found = helps(frame)
@@ -277,7 +291,8 @@ def learned_alpha(frame: pd.DataFrame, layers: pd.DataFrame, value: str) -> list
         above = all(test.difference.low > 0 for test, _ in found.values())
         lower = any(p < 0.05 and test.difference.value < 0 for test, p in found.values())
         outcome = outcome_of(above, lower)
-        return f"The interval that reaches lowest, from {start:g}: {_points(found[start][0])}.", outcome
+        lowest = points(found[start][0].difference)
+        return f"The interval that reaches lowest is that of the runs starting at {start:g}: {lowest}.", outcome
 
     return [
         _judged("Learned by each layer, α arrives at one place from every start.", frame, one_place),
@@ -480,10 +495,17 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
 
     def all_learn(frame: pd.DataFrame) -> tuple[str, str]:
         counts = learned_where(frame)
-        words = "; ".join(f"max|σ″| {c:g}: {n} of {runs}" for c, runs, n in counts.itertuples())
+        failed = [f"{runs - n} of {runs} failed at max|σ″| {c:g}" for c, runs, n in counts.itertuples() if n < runs]
+        learned = [f"{c:g}" for c, runs, n in counts.itertuples() if n == runs]
+        words = "; ".join([*failed, *([f"none failed at {listed(learned)}"] if learned else [])])
         none, every = (counts["learned"] == 0).any(), (counts["learned"] == counts["runs"]).all()
         outcome = outcome_of(bool(every), bool(none))
-        return f"Networks that classify at least {CHANCE:.0%} of clean images: {words}.", outcome
+        why = "; the rule says not supported only where a curvature has no network that learned"
+        return (
+            f"To fail is to classify less than {100 * CHANCE:g} % of clean images: {words}"
+            f"{why if outcome == 'undecided' else ''}.",
+            outcome,
+        )
 
     def variance(rows: pd.DataFrame) -> np.ndarray:
         means = rows.assign(c=rows["curvature"].round(9)).pivot_table(values=value, index="seed", columns="c")
@@ -510,6 +532,8 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
             f"{a.mean():.2f} squared points without, {b.mean():.2f} with batch norm; difference {d.value:+.2f} "
             f"({d.low:+.2f} to {d.high:+.2f}), 95 % interval over {d.n} seeds."
         )
+        if min(a.mean(), b.mean()) < 0:
+            words += " A negative estimate means that the curvatures differ less than seed noise alone would make them."
         return words, sign(d)
 
     def alike(frame: pd.DataFrame) -> tuple[str, str]:

@@ -144,7 +144,7 @@ def order_2_costs_more(record: Record, mode: str) -> Verdict:
     )
     enough = record["rounds"] >= MIN_ROUNDS
     if not enough:
-        words += f"; times of {record['rounds']} rounds, of which at least {MIN_ROUNDS} are needed to decide"
+        words += f"; only {record['rounds']} rounds were timed, {MIN_ROUNDS} are needed to decide"
     memory = peaks[2] > max(peaks[:2])
     slower = times[2]["quartiles"][0] > max(t["quartiles"][1] for t in times[:2])
     perhaps = times[2]["median"] > max(t["median"] for t in times[:2])

@@ -220,7 +220,8 @@ def orders_coincide(frame: pd.DataFrame, value: str, *, below: float, margin: fl
         A row per pair: ``orders``; ``difference``, ``low``, ``high`` (the mean over the curvatures, to look at);
         ``n`` (seeds); ``p_equivalent`` (the largest over the curvatures); ``p_different_holm`` (the smallest);
         ``largest`` (the mean difference that is farthest from 0), ``largest_low``, ``largest_high`` and ``at``
-        (its curvature); ``curvatures`` (how many).
+        (its curvature); ``clearest`` (the mean difference of the smallest p) and ``clearest_at``; ``curvatures``
+        (how many).
 
     Raises:
         ValueError: an incomplete grid, fewer than two orders or seeds, or no curvature <= ``below``.
@@ -239,10 +240,11 @@ def orders_coincide(frame: pd.DataFrame, value: str, *, below: float, margin: fl
         tests = {c: paired_difference(one.loc[c].tolist(), other.loc[c].tolist(), margin) for c in one.index}
         overall = mean_interval((one - other).mean().to_numpy(float))
         at = max(tests, key=lambda c: abs(tests[c].difference.value))
+        clearest = min(tests, key=lambda c: tests[c].p_different)
         p_different.append([test.p_different for test in tests.values()])
         rows.append(
             {
-                "orders": f"{a} - {b}",
+                "orders": f"{a} vs {b}",
                 "difference": overall.value,
                 "low": overall.low,
                 "high": overall.high,
@@ -252,6 +254,8 @@ def orders_coincide(frame: pd.DataFrame, value: str, *, below: float, margin: fl
                 "largest_low": tests[at].difference.low,
                 "largest_high": tests[at].difference.high,
                 "at": float(at),
+                "clearest": tests[clearest].difference.value,
+                "clearest_at": float(clearest),
                 "curvatures": len(tests),
             }
         )
@@ -301,9 +305,7 @@ def falls(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     return result.sort_values(["p_lower_holm", "difference"], ignore_index=True)
 
 
-def lower_beyond(
-    frame: pd.DataFrame, value: str, *, band: tuple[float, float] = (4.0, 10.0), beyond: float = 10.0
-) -> pd.DataFrame:
+def lower_beyond(frame: pd.DataFrame, value: str, *, band: tuple[float, float], beyond: float) -> pd.DataFrame:
     """Is ``value`` lower beyond a curvature than inside a band that was named beforehand?
 
     Per seed and order: mean over the curvatures > ``beyond`` minus mean over ``band[0]`` <= curvature <= ``band[1]``;
@@ -329,9 +331,7 @@ def lower_beyond(
     return result
 
 
-def changes_beyond(
-    frame: pd.DataFrame, value: str, *, band: tuple[float, float] = (4.0, 10.0), beyond: float = 10.0
-) -> dict[int, Array]:
+def changes_beyond(frame: pd.DataFrame, value: str, *, band: tuple[float, float], beyond: float) -> dict[int, Array]:
     """By order, the change of :func:`lower_beyond` in every seed, in the order of the seeds."""
     table = _grid(frame, value, ["beta", "curvature"])
     changes = {}

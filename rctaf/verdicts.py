@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from rctaf import paper
-from rctaf.names import DATASETS
+from rctaf.names import DATASETS, activation_name
 from rctaf.statistics import (
     Estimate,
     Optimum,
@@ -35,10 +35,12 @@ from rctaf.statistics import (
     trend,
 )
 from rctaf.statistics import rank_correlation as spearman
+from rctaf.words import count, listed, p_value, points, typeset
 
 BAND = (4.0, 10.0)  #: the band: the paper's optimal range of max|sigma''|
 TUNED = 7.0  # max|sigma''| of RCT-AF in its Table 1
 MARGIN = 0.01  #: accuracies closer than one percentage point count as equal
+CEILING = 0.95  # where every mean accuracy is above, a task hardly tells networks apart
 MIN_SEEDS = 3  #: with fewer no estimate is printed
 FIT_CURVATURES = 4  #: a curve through fewer has no place of its own to be best at
 BOOTSTRAP_SEEDS = 5  #: with fewer, intervals by resampling seeds miss far too often (simulated in the tests)
@@ -53,13 +55,18 @@ NEW_SEED = 5  # of digits: this seed and those after it were first run when the 
 class Verdict:
     """A claim, what the records say about it, and the outcome (one of :data:`OUTCOMES`).
 
-    ``topic`` names the claim in a few words that are the same at every scale; it is the row of an overview.
+    ``topic`` names the claim in a few words that are the same at every scale; it is the row of an overview. The
+    sentences are :func:`rctaf.words.typeset`.
     """
 
     claim: str
     measured: str
     outcome: str
     topic: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("claim", "measured"):
+            object.__setattr__(self, name, typeset(getattr(self, name)))
 
 
 def outcome_of(speaks_for: bool, speaks_against: bool) -> str:
@@ -79,6 +86,40 @@ def alike(pairs: pd.DataFrame) -> str:
     curvature (p < 0.05 after Holm). Else undecided.
     """
     return outcome_of(pairs["p_equivalent"].max() < 0.05, pairs["p_different_holm"].min() < 0.05)
+
+
+def why_alike(outcome: str, where: str, difference: float, p: float) -> str:
+    """In words, what made the outcome of :func:`alike`, or of another rule with these two tests.
+
+    Args:
+        where, difference, p: the comparison with the smallest p, its difference, and that p after Holm's correction.
+    """
+    margin = f"{100 * MARGIN:g} point"
+    if outcome == "supported":
+        return f"every difference is shown to lie within the margin of {margin} (two one-sided tests, p < 0.05 each)"
+    if outcome == "not supported":
+        side = "below" if abs(difference) < MARGIN else "above"
+        return (
+            f"a difference is shown, however small ({p_value(p)} after Holm for the clearest, {where}; it is {side} "
+            f"the margin of {margin}), and not every one is shown to lie within the margin"
+        )
+    return (
+        f"no difference is shown ({p_value(p)} after Holm for the clearest, {where}), and not every one is shown to "
+        f"lie within the margin of {margin}"
+    )
+
+
+def why_orders_alike(pairs: pd.DataFrame, name: str) -> str:
+    """:func:`why_alike` for pairs of orders, along a label ``name``."""
+    clearest = pairs.iloc[int(pairs["p_different_holm"].argmin())]
+    where = f"order {clearest['orders']} at {name} {clearest['clearest_at']:.3g}"
+    return why_alike(alike(pairs), where, float(clearest["clearest"]), float(clearest["p_different_holm"]))
+
+
+def too_few_seeds(seeds: int, needed: int) -> str:
+    """The sentence of a verdict that lacks complete seeds."""
+    have = f"Only {count(seeds, 'complete seed')}" if seeds else "No complete seed"
+    return f"{have}; {needed} are needed."
 
 
 def complete_seeds(frame: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -118,15 +159,15 @@ def _judge(
     claim = claim.format(orders=_orders(rows if len(rows) else frame))
     seeds = rows["seed"].nunique()
     if seeds < MIN_SEEDS:
-        return claim, rows, Verdict(claim, f"{seeds} complete seed(s); at least {needed} are needed.", "not testable")
+        return claim, rows, Verdict(claim, too_few_seeds(seeds, needed), "not testable")
     fewest = rows.groupby("beta")["curvature"].nunique().min()
     if fewest < curvatures:
-        words = f"An order has {MIN_SEEDS} seeds at {fewest} curvature(s) only; at least {curvatures} are needed."
+        words = f"An order has {MIN_SEEDS} seeds at only {count(fewest, 'curvature')}; {curvatures} are needed."
         return claim, rows, Verdict(claim, words, "not testable")
     return claim, rows, None
 
 
-def _shared(rows: pd.DataFrame) -> pd.DataFrame:
+def shared_curvatures(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows at curvatures that every order was run at."""
     return rows[rows.groupby("curvature")["beta"].transform("nunique") == rows["beta"].nunique()]
 
@@ -152,34 +193,39 @@ def _resolved(found: Optimum, tested: list[float]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """An optimum in words, and the ends of its interval (see :func:`_resolved`)."""
+class Place:
+    """The optimum of an order: the fitted place, the ends of its interval (see :func:`_resolved`), and all in words."""
 
-    words: str
+    order: int
+    value: float
     low: float
     high: float
+    words: str
 
 
-def _places(rows: pd.DataFrame, value: str, kind: Literal["max", "min"], level: float = 0.05) -> list[_Place]:
+def places(rows: pd.DataFrame, value: str, kind: Literal["max", "min"], level: float = 0.05) -> list[Place]:
     """The optimum of each order; with too few seeds, the words have the range over resamples as it is."""
-    places = []
+    found_places = []
     for beta in sorted(set(rows["beta"])):
         part = rows[rows["beta"] == beta]
         found = optimum(part, value, kind=kind, level=level)
         low, high = _resolved(found, sorted(set(part["curvature"])))
         c = found.curvature
         few = c.n < BOOTSTRAP_SEEDS
-        reach = f"range over resamples {c.low:.2g} to {c.high:.2g}" if few else f"between {low:.3g} and {high:.3g}"
-        plateau = "" if found.identified else "; a plateau or at the edge of the grid"
-        places.append(_Place(f"order {beta}: {c.value:.2g} ({reach}{plateau})", low, high))
-    return places
+        reach = f"range over resamples {c.low:.2g} to {c.high:.2g}" if few else f"{low:.3g} to {high:.3g}"
+        means = part.groupby("curvature")[value].mean()
+        tested = f"highest mean at {means.idxmax():g}" if kind == "max" else f"lowest mean at {means.idxmin():g}"
+        plateau = "" if found.identified else ", a plateau or at the edge of the grid"
+        words = f"order {beta}: {c.value:.2g} ({reach}, {tested}{plateau})"
+        found_places.append(Place(int(beta), c.value, low, high, words))
+    return found_places
 
 
-def _against_band(places: Sequence[_Place]) -> str:
+def _against_band(found: Sequence[Place]) -> str:
     """Supported: all lie inside the band. Not supported: some lies wholly outside. Else undecided."""
-    if any(place.high < BAND[0] or place.low > BAND[1] for place in places):
+    if any(place.high < BAND[0] or place.low > BAND[1] for place in found):
         return "not supported"
-    return "supported" if all(BAND[0] <= place.low and place.high <= BAND[1] for place in places) else "undecided"
+    return "supported" if all(BAND[0] <= place.low and place.high <= BAND[1] for place in found) else "undecided"
 
 
 def _in_band(claim: str, what: str, frame: pd.DataFrame, value: str, kind: Literal["max", "min"]) -> Verdict:
@@ -191,16 +237,15 @@ def _in_band(claim: str, what: str, frame: pd.DataFrame, value: str, kind: Liter
     claim, rows, stop = _judge(claim, frame, value, BOOTSTRAP_SEEDS, FIT_CURVATURES)
     if stop:
         return stop
-    places, seeds = _places(rows, value, kind), rows["seed"].nunique()
-    words = [place.words for place in places]
+    found, seeds = places(rows, value, kind), rows["seed"].nunique()
+    words = [place.words for place in found]
     if seeds < BOOTSTRAP_SEEDS:
         return Verdict(claim, f"{what}: {'; '.join([*words, _resampled(seeds)[1]])}.", "not testable")
-    words.append(f"{seeds} seeds; 95 % over seeds, at least as wide as the spacing of the tested curvatures")
-    return Verdict(claim, f"{what}: {'; '.join(words)}.", _against_band(places))
-
-
-def _points(e: Estimate) -> str:
-    return f"{100 * e.value:+.2f} points (95 % interval {100 * e.low:+.2f} to {100 * e.high:+.2f}, {e.n} seeds)"
+    words.append(
+        f"{seeds} seeds; the interval is that of the fitted place (95 % over seeds, at least as wide as the spacing of "
+        "the tested curvatures)"
+    )
+    return Verdict(claim, f"{what}: {'; '.join(words)}.", _against_band(found))
 
 
 def peak_in_band(frame: pd.DataFrame, value: str) -> Verdict:
@@ -220,17 +265,17 @@ def same_peak(frame: pd.DataFrame, value: str, series: str) -> Verdict:
     claim = f"Robustness peaks at the same max|σ″|, between 4 and 10, for every {series}, in {_orders(frame)}."
     topic = f"Figs. 4 to 6: one peak for every {series}"
     words, few = [], []
-    places: list[_Place] = []
+    settled: list[Place] = []
     enough: list[pd.DataFrame] = []
     groups = frame.groupby(series)
     for name, part in groups:
         _, rows, stop = _judge(claim, part, value, curvatures=FIT_CURVATURES)
-        found, seeds = [] if stop else _places(rows, value, "max"), rows["seed"].nunique()
+        found, seeds = [] if stop else places(rows, value, "max"), rows["seed"].nunique()
         words += [f"{name}, {place.words}" for place in found]
         if stop or seeds < BOOTSTRAP_SEEDS:
             few.append(f"{name} ({seeds})")
         else:
-            places += found
+            settled += found
             enough.append(rows)
     if few:
         words.append(
@@ -240,10 +285,10 @@ def same_peak(frame: pd.DataFrame, value: str, series: str) -> Verdict:
     measured = f"Place of the peak: {'; '.join(words)}."
     if len(groups) - len(few) < 2:
         return Verdict(claim, measured, "not testable", topic)
-    wider = [place for rows in enough for place in _places(rows, value, "max", 0.05 / len(places))]
+    wider = [place for rows in enough for place in places(rows, value, "max", 0.05 / len(settled))]
     apart = max(place.low for place in wider) > min(place.high for place in wider)
     refuted = apart or _against_band(wider) == "not supported"
-    outcome = outcome_of(_against_band(places) == "supported", refuted)
+    outcome = outcome_of(_against_band(settled) == "supported", refuted)
     if few and outcome != "not supported":  # some suffice to refute a claim about all, not to settle it
         outcome = "not testable"
     return Verdict(claim, measured, outcome, topic)
@@ -261,18 +306,18 @@ def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
         return stop
     if rows["beta"].nunique() < 2:
         return Verdict(claim, f"Only order {rows['beta'].iloc[0]} has {MIN_SEEDS} seeds so far.", "not testable")
-    shared = _shared(rows)
+    shared = shared_curvatures(rows)
     if not (shared["curvature"] < BAND[0]).any():
         return Verdict(claim, "The orders were not run at the same curvatures below 4.", "not testable")
     pairs = orders_coincide(shared, value, below=math.nextafter(BAND[0], 0), margin=MARGIN)
     words = "; ".join(
-        f"orders {p['orders']}: {100 * p['largest']:+.2f} points at {p['at']:g} "
-        f"({100 * p['largest_low']:+.2f} to {100 * p['largest_high']:+.2f})"
+        f"order {p['orders']}: {points(Estimate(p['largest'], p['largest_low'], p['largest_high'], p['n']))} "
+        f"at {p['at']:g}"
         for p in pairs.to_dict("records")
     )
     measured = (
-        f"Largest of the mean differences at {pairs['curvatures'].iloc[0]} curvatures below 4: {words}; "
-        f"{pairs['n'].iloc[0]} seeds; to coincide is to be within {100 * MARGIN:g} point at each of them."
+        f"Largest of the mean differences, first minus second, at {pairs['curvatures'].iloc[0]} curvatures below 4: "
+        f"{words}; {pairs['n'].iloc[0]} seeds. In all, {why_orders_alike(pairs, 'max|σ″|')}."
     )
     return Verdict(claim, measured, alike(pairs))
 
@@ -285,7 +330,20 @@ def rises_below(frame: pd.DataFrame, value: str) -> Verdict:
 def clean_accuracy_falls_below(frame: pd.DataFrame) -> Verdict:
     """Fig. 7 right: standard training loses clean accuracy below 4. Rule: see :func:`_trend_below`."""
     claim = "In standard training, clean accuracy falls as max|σ″| decreases below 4 (trend, mean of the orders)."
-    return replace(_trend_below(claim, frame, "clean_accuracy"), topic="Fig. 7: clean accuracy falls below 4")
+    found = replace(_trend_below(claim, frame, "clean_accuracy"), topic="Fig. 7: clean accuracy falls below 4")
+    if found.outcome == "not testable":
+        return found
+    rows = complete_seeds(frame, "clean_accuracy")
+    means = rows.groupby(["beta", "curvature"])["clean_accuracy"].mean()
+    high = trend(rows[rows["curvature"] < BAND[0]], "clean_accuracy").high
+    most = f"a fall of more than {100 * high:.2f} points" if high > 0 else "any fall"
+    words = (
+        f"The interval rules out {most} per halving of max|σ″|. Over all orders and curvatures the means lie between "
+        f"{100 * means.min():.2f} % and {100 * means.max():.2f} %"
+    )
+    if means.min() > CEILING:
+        words += "; this close to 100 %, the task can hardly show a loss of expressivity"
+    return replace(found, measured=f"{found.measured} {words}.")
 
 
 def _trend_below(claim: str, frame: pd.DataFrame, value: str) -> Verdict:
@@ -301,19 +359,20 @@ def _trend_below(claim: str, frame: pd.DataFrame, value: str) -> Verdict:
     below = rows[rows["curvature"] < BAND[0]]
     if set(below["beta"]) != set(rows["beta"]) or below.groupby("beta")["curvature"].nunique().min() < 3:
         return Verdict(claim, "An order was run at fewer than three curvatures below 4.", "not testable")
-    until = _shared(rows[rows["curvature"] <= BAND[0]])
+    until = shared_curvatures(rows[rows["curvature"] <= BAND[0]])
     if until["curvature"].nunique() < 2:
         return Verdict(claim, "The orders were not run at two of the same curvatures up to 4.", "not testable")
     slope = trend(below, value)
     fall = falls(until, value).iloc[0]
     means = until.groupby("curvature")[value].mean()
     words = ", ".join(f"{100 * mean:.2f} % at {c:g}" for c, mean in means.items())
-    words = (
-        f"Per doubling of max|σ″|: {_points(slope)}. Means: {words}; highest at {means.idxmax():g}. Clearest fall: "
-        f"from {fall['smaller']:g} to {fall['larger']:g}, {100 * fall['difference']:+.2f} points "
-        f"({100 * fall['low']:+.2f} to {100 * fall['high']:+.2f}; p = {fall['p_lower_holm']:.2g} after Holm)."
-    )
     p = float(fall["p_lower_holm"])
+    fallen = Estimate(fall["difference"], fall["low"], fall["high"], slope.n)
+    words = (
+        f"Per doubling of max|σ″|: {points(slope)}. Means: {words}; highest at {means.idxmax():g}. Clearest fall: "
+        f"from {fall['smaller']:g} to {fall['larger']:g}, {points(fallen)}, {p_value(p)} after Holm; "
+        f"95 % intervals over {slope.n} seeds."
+    )
     return Verdict(claim, words, outcome_of(slope.low > 0 and p >= 0.05, slope.high < 0 or p < 0.025))
 
 
@@ -337,15 +396,15 @@ def falls_beyond(frame: pd.DataFrame, value: str) -> Verdict:
     result = lower_beyond(rows, value, band=BAND, beyond=BAND[1])
     single, every = result[result["order"] != "all"], result[result["order"] == "all"]
     words = "; ".join(
-        f"{'all orders' if r['order'] == 'all' else 'order ' + r['order']} {100 * r['difference']:+.2f} points "
-        f"({100 * r['low']:+.2f} to {100 * r['high']:+.2f})"
+        f"{'all orders' if r['order'] == 'all' else 'order ' + r['order']} "
+        f"{points(Estimate(r['difference'], r['low'], r['high'], r['n']))}"
         for r in (result if len(single) > 1 else single).to_dict("records")
     )
     lower = bool((single["p_lower_holm"] < 0.05).all())
     rise = min(1.0, 2 * holm(1 - single["p_lower"].to_numpy(float)).min())
     outcome = outcome_of(lower, rise < 0.05 or every["low"].item() > 0)
     if len(single) > 1:  # else the interval says it
-        words += f"; p = {rise:.2g} (after Holm) for the clearest rise"
+        words += f"; {p_value(rise)} (after Holm) for the clearest rise"
     return Verdict(claim, f"Beyond 10 against 4 to 10: {words}; {result['n'].iloc[0]} seeds.", outcome)
 
 
@@ -362,14 +421,10 @@ def order_2_falls_fastest(frame: pd.DataFrame, value: str) -> Verdict:
         return stop
     changes = changes_beyond(rows, value, band=BAND, beyond=BAND[1])
     if 2 not in changes or len(changes) < 2:
-        return Verdict(claim, "It takes runs of order 2 and of another order.", "not testable")
+        return Verdict(claim, "Needs runs of order 2 and of at least one other order.", "not testable")
     own = paired_difference(changes[2], np.zeros(len(changes[2])))
     tests = {beta: paired_difference(changes[2], change) for beta, change in changes.items() if beta != 2}
-    words = "; ".join(
-        f"order 2 minus order {beta} {100 * t.difference.value:+.2f} points "
-        f"({100 * t.difference.low:+.2f} to {100 * t.difference.high:+.2f})"
-        for beta, t in tests.items()
-    )
+    words = "; ".join(f"order 2 minus order {beta} {points(t.difference)}" for beta, t in tests.items())
     fastest = all(t.p_lower < 0.05 for t in (own, *tests.values()))
     slower = min(holm([1 - t.p_lower for t in tests.values()])) < 0.025 or own.difference.low > 0
     outcome = outcome_of(fastest, slower)
@@ -451,14 +506,12 @@ def relu_is_sharper(frame: pd.DataFrame, loss: str) -> Verdict:
     claim, rows, stop = _judge(claim, frame, "log_rms")
     if stop:
         return stop
-    relu = frame[(frame["activation"] == "relu") & frame["log_rms"].notna()].set_index("seed")["log_rms"]
-    both = rows[rows["seed"].isin(relu.index)]
-    if both["seed"].nunique() < MIN_SEEDS:
-        return Verdict(claim, f"ReLU has {len(relu)} of these seeds.", "not testable")
-    band = both[both["curvature"].between(*BAND)].groupby("seed")["log_rms"].mean()
+    relu, band = relu_and_band(frame, rows, "log_rms")
+    if len(relu) < MIN_SEEDS:
+        return Verdict(claim, f"ReLU has {len(relu)} of these seeds; {MIN_SEEDS} are needed.", "not testable")
     if band.empty:
         return Verdict(claim, "No order was run between 4 and 10.", "not testable")
-    d = paired_difference(relu.loc[band.index].to_numpy(float), band.to_numpy(float)).difference
+    d = paired_difference(relu.to_numpy(float), band.to_numpy(float)).difference
     words = (
         f"Norm of ReLU over norm in the band: {math.exp(d.value):.2g} "
         f"(95 % interval {math.exp(d.low):.2g} to {math.exp(d.high):.2g}, {d.n} seeds). "
@@ -467,11 +520,19 @@ def relu_is_sharper(frame: pd.DataFrame, loss: str) -> Verdict:
     return Verdict(claim, words, sign(d))
 
 
+def relu_and_band(frame: pd.DataFrame, rows: pd.DataFrame, value: str) -> tuple[pd.Series, pd.Series]:
+    """ReLU, and the mean of ``rows`` within the band, over the seeds that both have; the second may be empty."""
+    relu = frame[(frame["activation"] == "relu") & frame[value].notna()].set_index("seed")[value]
+    both = rows[rows["seed"].isin(relu.index)]
+    band = both[both["curvature"].between(*BAND)].groupby("seed")[value].mean()
+    return relu[relu.index.isin(both["seed"])].sort_index(), band
+
+
 PRINTED_IMAGES = 10_000  # the test set of CIFAR-10, behind every number of the paper's Table 1
 
 
-def single_runs_differ(frame: pd.DataFrame, value: str, claim: str, points: float) -> Verdict:
-    """Table 1: can ``points`` percentage points between two single runs of the paper be told from seed noise?
+def single_runs_differ(frame: pd.DataFrame, value: str, claim: str, printed_points: float) -> Verdict:
+    """Table 1: can ``printed_points`` percentage points between two single runs of the paper be told from seed noise?
 
     The noise is that of the records: the deviation s between seeds within a cell, pooled (see
     :func:`rctaf.statistics.seed_deviation`). Carried over to the paper's larger test set it lies between s (each run
@@ -483,10 +544,10 @@ def single_runs_differ(frame: pd.DataFrame, value: str, claim: str, points: floa
     set and network is a stand-in for the paper's own, which one run per row does not reveal; the deviation at which the
     outcome would turn is therefore part of the sentence.
     """
-    needed = points / critical_difference(1.0)
+    needed = printed_points / critical_difference(1.0)
     printed = (
-        f"Printed: {points:.2f} points between two single runs; that is told from noise at the 5 % level only where "
-        f"runs of different seeds deviate by less than {needed:.2g} points"
+        f"Printed: {printed_points:.2f} points between two single runs; significant at the 5 % level only if the "
+        f"standard deviation between seeds is below {count(f'{needed:.2g}', 'point')}"
     )
     rows = frame[frame[value].notna()] if value in frame else frame.iloc[:0]
     cells = rows.groupby(["activation", "beta", "curvature"], dropna=False)
@@ -499,14 +560,13 @@ def single_runs_differ(frame: pd.DataFrame, value: str, claim: str, points: floa
     data = " and ".join(DATASETS[name] for name in sorted(set(rows["dataset"])))
     instead = "" if data == DATASETS["cifar10"] else f", not {DATASETS['cifar10']}"
     words = (
-        f"{printed}. The records here, of {data}{instead}, deviate by {s.value:.2g} points (95 % interval "
+        f"{printed}. In the records here, of {data}{instead}, it is {count(f'{s.value:.2g}', 'point')} (95 % interval "
         f"{s.low:.2g} to {s.high:.2g}, {df:.0f} degrees of freedom, {images:.0f} images attacked): two single runs "
-        f"are told apart from {high:.2g} points on, and a true difference would have to be "
-        f"{minimum_detectable_difference(s.value, df=df):.2g} points for this to succeed four times in five. If all of "
-        f"this noise were independent from image to image, {PRINTED_IMAGES:,} images would bring the first down to "
-        f"{low:.2g} points"
+        f"differ significantly from {count(f'{high:.2g}', 'point')} on; 80 % power would need a true difference of "
+        f"{minimum_detectable_difference(s.value, df=df):.2g} points. If all noise were per image, "
+        f"{PRINTED_IMAGES:,} test images would lower the threshold to {count(f'{low:.2g}', 'point')}"
     )
-    outcome = "supported" if points > high else "not testable" if points < low else "undecided"
+    outcome = "supported" if printed_points > high else "not testable" if printed_points < low else "undecided"
     return Verdict(claim, f"{words}.", outcome)
 
 
@@ -525,12 +585,11 @@ def tuned_beat_common(frame: pd.DataFrame, value: str) -> Verdict:
     ]
     names = [f"rctaf β={int(r['beta'])}" if r["activation"] == "rctaf" else r["activation"] for _, r in rows.iterrows()]
     if missing := [name for name in paper.TABLE_1 if name not in names]:
-        return Verdict(claim, f"No run here of {', '.join(missing)}.", "not testable")
+        return Verdict(claim, f"No run here of {listed([activation_name(name) for name in missing])}.", "not testable")
     runs = rows.assign(name=names).pivot_table(values=value, index="seed", columns="name")
     runs = runs[list(paper.TABLE_1)].dropna()
     if len(runs) < MIN_SEEDS:
-        words = f"{len(runs)} seed(s) with a run of each; at least {MIN_SEEDS} are needed."
-        return Verdict(claim, words, "not testable")
+        return Verdict(claim, too_few_seeds(len(runs), MIN_SEEDS), "not testable")
     tuned = [name for name in paper.TABLE_1 if name.startswith("rctaf")]
     common = [name for name in paper.TABLE_1 if name not in tuned]
     tests = {(a, b): paired_difference(runs[a].tolist(), runs[b].tolist()) for a, b in itertools.product(tuned, common)}
@@ -539,28 +598,36 @@ def tuned_beat_common(frame: pd.DataFrame, value: str) -> Verdict:
     lower = any(p < 0.05 and d.value < 0 for p, d in zip(corrected, differences, strict=True))
     above = all(d.low > 0 for d in differences)
     a, b = min(tests, key=lambda pair: tests[pair].difference.value)
-    ranking = ", ".join(f"{name} {100 * mean:.2f} %" for name, mean in runs.mean().sort_values()[::-1].items())
+    means = runs.mean().sort_values()[::-1]
+    ranking = ", ".join(f"{activation_name(str(name))} {100 * mean:.2f} %" for name, mean in means.items())
     words = (
         f"Means: {ranking}. {sum(d.value > 0 for d in differences)} of {len(tests)} mean differences are above 0; the "
-        f"lowest, {a} minus {b}: {_points(tests[a, b].difference)}."
+        f"lowest, {activation_name(a)} minus {activation_name(b)}: {points(tests[a, b].difference)}, "
+        f"{len(runs)} seeds."
     )
     return Verdict(claim, words, outcome_of(above, lower))
 
 
 def table_1(frame: pd.DataFrame, value: str) -> list[Verdict]:
     """Table 1: its ranking in the runs of this scale, and what its single runs can say, given the seed noise here."""
+    ranking = replace(tuned_beat_common(frame, value), topic="Table 1: RCT-AF beats all others, in the runs here")
+    return [ranking, *table_1_as_printed(frame, value)]
+
+
+def table_1_as_printed(frame: pd.DataFrame, value: str) -> list[Verdict]:
+    """What the single runs that the paper printed in Table 1 can say, given the seed noise here."""
     orders = {name: row[1] for name, row in paper.TABLE_1.items() if name.startswith("rctaf")}
     others = {name: row[1] for name, row in paper.TABLE_1.items() if name not in orders}
     best, rival = max(orders, key=orders.__getitem__), max(others, key=others.__getitem__)
     worst, second, _ = sorted(orders.values())
     return [
-        replace(tuned_beat_common(frame, value), topic="Table 1: RCT-AF beats all others, in the runs here"),
         replace(
             single_runs_differ(
                 frame,
                 value,
                 f"The table's single runs show that every order at max|σ″| = {TUNED:g} is more robust than every "
-                f"common activation (at least {worst:.2f} % against at most {others[rival]:.2f} %, {rival}).",
+                f"common activation (at least {worst:.2f} % against at most {others[rival]:.2f} %, "
+                f"{activation_name(rival)}).",
                 worst - others[rival],
             ),
             topic="Table 1: RCT-AF beats all others, in its single runs",
@@ -569,8 +636,8 @@ def table_1(frame: pd.DataFrame, value: str) -> list[Verdict]:
             single_runs_differ(
                 frame,
                 value,
-                f"A ranking that the table might suggest, not claimed by the paper: at max|σ″| = {TUNED:g}, {best} "
-                f"is the best of the three orders "
+                f"A ranking that the table might suggest, not claimed by the paper: at max|σ″| = {TUNED:g}, "
+                f"{activation_name(best)} is the best of the three orders "
                 f"({orders[best]:.2f} % against {', '.join(f'{v:.2f} %' for k, v in orders.items() if k != best)}).",
                 orders[best] - second,
             ),

@@ -92,7 +92,7 @@ def test_gain_tells_the_start_from_the_steps_and_from_the_number():
     # the estimate, by hand
     accuracy = {(r.config.curvature, r.config.gain, r.config.head_lr, r.config.seed): r.metrics[VALUE] for r in made}
     difference = np.mean([accuracy[(1.0, 10.0, 1.0, s)] - accuracy[(10.0, 1.0, 1.0, s)] for s in range(5)])
-    assert f"start 10: {100 * difference:+.2f} points" in verdicts[0].measured
+    assert f"start 10: {100 * difference:+.2f} points".replace("-", "\u2212") in verdicts[0].measured
     assert verdicts[0].measured.count("points (") == 3
 
 
@@ -103,7 +103,7 @@ def test_learned_alpha_reads_where_it_goes_and_whether_it_helps():
     verdicts = controls.learned_alpha(frame, layers, VALUE)
     assert outcomes(verdicts) == ["not supported", "supported", "supported", "supported"]
     assert "0.300 (0.300 to 0.300)" in verdicts[0].measured
-    assert f"from 50 times {6 * (50 / 6) ** 0.3 / 50:.4g} " in verdicts[1].measured
+    assert f"starting at 50: multiplied by {6 * (50 / 6) ** 0.3 / 50:.3f} " in verdicts[1].measured
     still = layers.assign(final=layers["start"] * (1 + 1e-3 * layers["seed"]))
     assert outcomes(controls.learned_alpha(frame, still, VALUE))[:2] == ["not supported", "not supported"]
     assert outcomes(controls.learned_alpha(frame, layers.assign(final=6.0), VALUE))[:2] == ["supported", "supported"]
@@ -123,9 +123,9 @@ def test_one_start_at_which_learning_alpha_helps_is_not_every_start():
     assert outcomes(verdicts) == ["supported", "undecided"]
     start = world[world["curvature"].round(9) == 0.25].set_index("seed")
     one, other = (start[start["alpha_learned"].astype(bool) == which][VALUE] for which in (True, False))
-    assert f"from 0.25: {100 * (one - other).mean():+.2f} points" in verdicts[0].measured
+    assert f"starting at 0.25: {100 * (one - other).mean():+.2f} points" in verdicts[0].measured
     p = 5 * scipy.stats.ttest_rel(one.sort_index(), other.sort_index()).pvalue  # Holm: the smallest of five
-    assert f"p = {p:.2g}; from 1: " in verdicts[0].measured
+    assert f"p {f'= {p:.2g}' if p >= 0.001 else '< 0.001'}; starting at 1: " in verdicts[0].measured
     assert outcomes(last_two({0.25: 0.05, 50: -0.05})[1]) == ["supported", "not supported"]
     assert outcomes(last_two({50: -0.05})[1]) == ["not supported", "not supported"]
     assert outcomes(last_two({0.25: 0})[1]) == ["undecided", "undecided"]
@@ -136,7 +136,15 @@ def test_weight_decay_without_effect_is_called_so():
     assert outcomes(controls.weight_decay(frame, VALUE)) == ["supported"]
     spared = ~frame["decay_gains"].astype(bool)
     moved = frame.assign(**{VALUE: frame[VALUE] + 0.03 * (spared & (frame["curvature"] == 7))})
-    assert outcomes(controls.weight_decay(moved, VALUE)) == ["not supported"]
+    (found,) = controls.weight_decay(moved, VALUE)
+    assert found.outcome == "not supported"
+    assert "for the clearest, max|σ″| 7; it is above the margin of 1 point" in found.measured
+    noise = 0.03 * (-1) ** frame["seed"] * (spared & (frame["curvature"] == 25))  # nothing can be excluded there
+    slightly = frame.assign(**{VALUE: frame[VALUE] + 0.008 * (spared & (frame["curvature"] == 7)) + noise})
+    (found,) = controls.weight_decay(slightly, VALUE)
+    assert found.outcome == "not supported"
+    assert "a difference is shown, however small" in found.measured
+    assert "for the clearest, max|σ″| 7; it is below the margin of 1 point" in found.measured
 
 
 def rms_curvatures(grid):
@@ -255,13 +263,14 @@ def test_networks_that_learned_nothing_are_no_effect_on_robustness():
     wide = plain.assign(**{VALUE: 0.7 + 0.02 * np.log(plain["curvature"]) * (1 + 0.1 * plain["seed"])})
     learn, more, alike = controls.no_norm(frame, wide, VALUE)
     assert outcomes([learn, more, alike]) == ["not supported", "not supported", "not supported"]
-    assert "max|σ″| 0.5: 0 of 15; max|σ″| 2: 15 of 15; " in learn.measured
+    assert "15 of 15 failed at max|σ″| 0.5; none failed at 2, 7 and 25." in learn.measured
     assert more.measured.startswith("max|σ″| 2, 7, 25. ")
-    assert "orders 0 - 1: -3.00 points" in alike.measured  # not thinned out by the runs at chance
+    assert "order 0 vs 1: \u22123.00 on average" in alike.measured  # not thinned out by the runs at chance
     # one network lost is enough to leave its curvature out, and not enough to say that none learns there
     one = frame.assign(clean_accuracy=np.where(lost & (frame["seed"] == 0) & (frame["beta"] == 0), 0.1, 0.95))
     learn, more, _ = controls.no_norm(one, wide, VALUE)
     assert learn.outcome == "undecided"
+    assert "1 of 15 failed at max|σ″| 0.5; none failed at 2, 7 and 25; the rule says not supported" in learn.measured
     assert more.measured.startswith("max|σ″| 2, 7, 25. ")
     nothing = frame.assign(clean_accuracy=0.1)
     assert outcomes(controls.no_norm(nothing, wide, VALUE)) == ["not supported", "not testable", "not testable"]
@@ -280,7 +289,8 @@ def test_too_few_seeds_are_not_judged(seeds):
         *controls.no_norm(frames["no_norm"][0], effective, VALUE),
     ]
     assert set(outcomes(found)) == {"not testable"}
-    assert all(f"{seeds} complete seed(s)" in verdict.measured for verdict in found)
+    have = {0: "No complete seed", 1: "Only 1 complete seed", 2: "Only 2 complete seeds"}[seeds]
+    assert all(f"{have}; 3 are needed." in verdict.measured for verdict in found)
 
 
 def test_rules_made_after_the_runs_say_so():

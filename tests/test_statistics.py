@@ -28,6 +28,7 @@ from rctaf.statistics import (
 from rctaf.verdicts import BOOTSTRAP_SEEDS
 
 CURVATURES = np.array([0.25, 0.5, 1, 2, 4, 7, 10, 15, 25, 50])
+BAND = {"band": (4.0, 10.0), "beyond": 10.0}
 
 
 def experiment(truth, rng, *, seeds=10, orders=(0,), seed_sd=1.0, run_sd=1.0, curvatures=CURVATURES) -> pd.DataFrame:
@@ -179,17 +180,17 @@ def test_orders_that_coincide_and_orders_that_do_not():
     apart = {0: 0.0, 1: 0.0, 2: -3.0}
     frame = experiment(lambda b, c: hill(c) + (c > 4) * apart[b], rng, orders=(0, 1, 2), run_sd=0.5)
     below = orders_coincide(frame, "value", below=4, margin=1.0)
-    assert below["orders"].tolist() == ["0 - 1", "0 - 2", "1 - 2"]
+    assert below["orders"].tolist() == ["0 vs 1", "0 vs 2", "1 vs 2"]
     assert below["p_equivalent"].max() < 0.05
     assert set(below["curvatures"]) == {5}
     assert (below["at"] <= 4).all()
     everywhere = orders_coincide(frame, "value", below=100, margin=1.0).set_index("orders")
-    assert everywhere.loc["0 - 2", "p_equivalent"] > 0.05
-    assert everywhere.loc["0 - 2", "p_different_holm"] < 0.01
-    assert everywhere.loc["0 - 2", "difference"] == pytest.approx(1.5, abs=0.5)
-    assert everywhere.loc["0 - 2", "largest"] == pytest.approx(3.0, abs=1.0)
-    assert everywhere.loc["0 - 2", "at"] > 4
-    assert everywhere.loc["0 - 1", "p_different_holm"] > 0.05
+    assert everywhere.loc["0 vs 2", "p_equivalent"] > 0.05
+    assert everywhere.loc["0 vs 2", "p_different_holm"] < 0.01
+    assert everywhere.loc["0 vs 2", "difference"] == pytest.approx(1.5, abs=0.5)
+    assert everywhere.loc["0 vs 2", "largest"] == pytest.approx(3.0, abs=1.0)
+    assert everywhere.loc["0 vs 2", "at"] > 4
+    assert everywhere.loc["0 vs 1", "p_different_holm"] > 0.05
 
 
 def test_orders_that_cross_do_not_coincide():
@@ -205,6 +206,7 @@ def test_orders_that_cross_do_not_coincide():
     assert row["largest_low"] < row["largest"] < row["largest_high"]
     assert row["at"] in gap
     assert row["largest"] == pytest.approx(-gap[row["at"]], abs=0.5)
+    assert row["clearest"] == pytest.approx(-gap[row["clearest_at"]], abs=0.5)
 
 
 def test_orders_a_margin_apart_at_one_curvature_are_called_equal_at_most_5_times_in_100():
@@ -234,13 +236,13 @@ def test_some_order_is_called_different_wrongly_at_most_5_times_in_100():
 def test_lower_beyond_finds_a_fall_and_no_fall():
     rng = np.random.default_rng(4)
     fall = experiment(lambda b, c: -3.0 * (c > 10), rng, orders=(0, 1))
-    result = lower_beyond(fall, "value").set_index("order")
+    result = lower_beyond(fall, "value", **BAND).set_index("order")
     assert result.index.tolist() == ["0", "1", "all"]
     assert (result["p_lower_holm"] < 0.01).all()
     assert (result["difference"] + 3).abs().max() < 1.5
     assert result.loc["all", "high"] < 0
     assert (result["n"] == 10).all()
-    flat = [lower_beyond(experiment(lambda b, c: 0.0, rng, orders=(0, 1)), "value") for _ in range(100)]
+    flat = [lower_beyond(experiment(lambda b, c: 0.0, rng, orders=(0, 1)), "value", **BAND) for _ in range(100)]
     wrong = np.mean([r.set_index("order").loc["all", "p_lower"] < 0.05 for r in flat])
     assert wrong < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 100)
 
@@ -250,7 +252,7 @@ def test_changes_beyond_are_differences_of_means_by_hand():
         {"beta": b, "curvature": c, "seed": s, "value": 10 * b + c + 100 * s * (c > 10)}
         for b in (0, 2) for c in (2.0, 4.0, 10.0, 20.0, 30.0) for s in (0, 1, 2)
     ]  # fmt: skip
-    changes = changes_beyond(pd.DataFrame(rows), "value")
+    changes = changes_beyond(pd.DataFrame(rows), "value", **BAND)
     assert list(changes) == [0, 2]
     for change in changes.values():  # 25 beyond, 7 within the band
         np.testing.assert_allclose(change, [18, 118, 218])
@@ -434,7 +436,7 @@ def test_a_difference_is_detected_as_often_as_it_says_with_an_estimated_deviatio
 def test_incomplete_or_ambiguous_grids_are_refused():
     frame = experiment(lambda b, c: c, np.random.default_rng(0), orders=(0, 1), seeds=3)
     with pytest.raises(ValueError, match=r"incomplete: no run for .*seed 2"):
-        lower_beyond(frame.drop(index=frame[(frame["seed"] == 2) & (frame["curvature"] == 4)].index), "value")
+        lower_beyond(frame.drop(index=frame[(frame["seed"] == 2) & (frame["curvature"] == 4)].index), "value", **BAND)
     with pytest.raises(ValueError, match="more than one run"):
         optimum(frame, "value")  # two orders at once
     one = frame[frame["beta"] == 0]
@@ -451,7 +453,7 @@ def test_incomplete_or_ambiguous_grids_are_refused():
     with pytest.raises(ValueError, match="expected at least 3"):
         trend(one[one["curvature"] < 1], "value")
     with pytest.raises(ValueError, match="none beyond"):
-        lower_beyond(frame[frame["curvature"] < 10], "value")
+        lower_beyond(frame[frame["curvature"] < 10], "value", **BAND)
     with pytest.raises(ValueError, match="margin"):
         paired_difference([1.0, 2.0], [1.0, 2.0], margin=0)
     with pytest.raises(ValueError, match="at least 3 seeds"):

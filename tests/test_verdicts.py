@@ -64,7 +64,7 @@ def test_what_rests_on_resampling_takes_five_seeds(frame, seeds, judged):
     assert [v.outcome == "not testable" for v in found] == [not judged] * 4
     assert ["range over resamples" in v.measured for v in found] == [seeds in (3, 4)] * 4
     if not judged:
-        assert all("fewer than 5" in v.measured or "at least 5 are needed" in v.measured for v in found)
+        assert all("fewer than 5" in v.measured or "5 are needed" in v.measured for v in found)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_same_peak_needs_two_networks_with_seeds(frame):
     many, few = frame(peak=6.5, hessian_least=6.5), frame(peak=6.5, hessian_least=6.5, seeds=2)
     found = verdicts.same_peak(pd.concat([many.assign(network="a"), few.assign(network="b")]), VALUE, "network")
     assert found.outcome == "not testable"
-    assert "a, order 2: 6.4 (between 5.29 and 8.37)" in found.measured  # √(4·7) and √(7·10)
+    assert "a, order 2: 6.4 (5.29 to 8.37, highest mean at 7)" in found.measured  # √(4·7) and √(7·10)
     assert "fewer than 5 complete seeds, or than 4 curvatures, so not testable: b (2)" in found.measured
     third = pd.concat([many.assign(network=n) for n in "ac"] + [few.assign(network="b")])
     assert verdicts.same_peak(third, VALUE, "network").outcome == "not testable"  # it is about all three
@@ -118,7 +118,7 @@ def test_a_rise_that_turns_is_none(frame):
     """Three octaves up and one down have a slope above 0."""
     turning, rising = frame(peak=1.0, hessian_least=6.5), frame(peak=6.5, hessian_least=6.5)
     turned = verdicts.rises_below(turning, VALUE)
-    assert "highest at 1. Clearest fall: from 1 to 4, -" in turned.measured
+    assert "highest at 1. Clearest fall: from 1 to 4, \u2212" in turned.measured
     assert turned.outcome == "not supported"
     assert "highest at 4. Clearest fall" in verdicts.rises_below(rising, VALUE).measured
     few = rising[~rising["curvature"].isin([0.25, 0.5])]
@@ -154,8 +154,8 @@ def test_orders_that_cross_do_not_coincide(frame):
     cross = 0.04 * (rows["beta"] == 2) * (1.0 * np.isclose(rows["curvature"], 0.5) - np.isclose(rows["curvature"], 2))
     found = verdicts.orders_agree_below(rows.assign(**{VALUE: rows[VALUE] + cross}), VALUE)
     assert found.outcome == "not supported"
-    places = dict(re.findall(r"orders (\d - \d): [+-]4\.\d+ points at ([0-9.]+)", found.measured))
-    assert places.keys() == {"0 - 2", "1 - 2"}
+    places = dict(re.findall(r"order (\d vs \d): [+\u2212]4\.\d+ points \([^)]*\) at ([0-9.]+)", found.measured))
+    assert places.keys() == {"0 vs 2", "1 vs 2"}
     assert set(places.values()) <= {"0.5", "2"}
 
 
@@ -192,6 +192,47 @@ def test_relu(frame):
     assert verdicts.relu_is_sharper(rows, "clean").outcome == "not supported"
     sharp = rows.assign(**{"hessian_clean.rms": rows["hessian_clean.rms"].where(rows["activation"] != "relu", 1.0)})
     assert verdicts.relu_is_sharper(sharp, "clean").outcome == "supported"
+
+
+@pytest.mark.parametrize(
+    ("apart", "outcome", "words"),
+    [
+        (0.0, "supported", "every difference is shown to lie within the margin of 1 point"),
+        (0.008, "not supported", "a difference is shown, however small"),
+        (0.05, "not supported", "a difference is shown, however small"),
+        (None, "undecided", "no difference is shown"),
+    ],
+)
+def test_a_verdict_on_sameness_says_what_decided(frame, apart, outcome, words):
+    """A difference below the margin can be shown at one curvature while at another none can be excluded."""
+    rows = frame(peak=6.5, hessian_least=6.5, noise=0.03 if apart is None else 0.0005)
+    moved = rows[VALUE] + (apart or 0) * ((rows["beta"] == 2) & np.isclose(rows["curvature"], 2))
+    if apart:
+        moved += 0.03 * (-1) ** rows["seed"] * ((rows["beta"] == 2) & np.isclose(rows["curvature"], 0.5))
+    found = verdicts.orders_agree_below(rows.assign(**{VALUE: moved}), VALUE)
+    assert found.outcome == outcome
+    assert words in found.measured
+    if apart:
+        side = "below" if apart < 0.01 else "above"
+        assert re.search(rf"the clearest, order [01] vs 2 at max\|σ″\| 2; it is {side} the margin", found.measured)
+
+
+@pytest.mark.parametrize(("level", "ceiling"), [(0.09, True), (0.0, False)])
+def test_clean_accuracy_near_its_ceiling_says_so(frame, level, ceiling):
+    rows = frame(peak=6.5, hessian_least=6.5)
+    clean = 0.89 + level - 0.001 * np.log2(rows["curvature"].fillna(1)) + 0.0001 * rows["seed"]
+    found = verdicts.clean_accuracy_falls_below(rows.assign(clean_accuracy=clean))
+    assert found.outcome == "not supported"  # the same fall per doubling, whatever the seed
+    assert "The interval rules out any fall per halving" in found.measured
+    assert ("can hardly show a loss of expressivity" in found.measured) is ceiling
+    means = clean[rows["activation"] == "rctaf"].groupby(rows["curvature"]).mean()
+    assert f"between {100 * means.min():.2f}\u00a0% and {100 * means.max():.2f}\u00a0%" in found.measured
+
+
+def test_sentences_are_typeset():
+    found = verdicts.Verdict("RCT-AF at -1.5 %", "orders 0-2: -3.10 points (-5.2 to +1), PGD-20, e-05", "undecided")
+    assert found.claim == "RCT-AF at \u22121.5\u00a0%"
+    assert found.measured == "orders 0-2: \u22123.10 points (\u22125.2 to +1), PGD-20, e-05"
 
 
 def test_two_seeds_are_never_judged(frame):
@@ -257,7 +298,8 @@ def test_too_few_curvatures_are_not_judged(frame, curvatures):
     found = every_rule(rows[rows["curvature"].isna() | rows["curvature"].isin(curvatures)])
     peak = found[0]
     assert peak.outcome == "not testable"
-    assert peak.measured == f"An order has 3 seeds at {len(curvatures)} curvature(s) only; at least 4 are needed."
+    have = f"{len(curvatures)} curvature{'s' if len(curvatures) > 1 else ''}"
+    assert peak.measured == f"An order has 3 seeds at only {have}; 4 are needed."
 
 
 def test_orders_at_equal_sharpness_share_few_curvatures(frame):
@@ -300,13 +342,13 @@ def test_the_ranking_of_table_1_in_the_runs_here(frame, tuned, common, outcome):
     rows = rows.assign(**{VALUE: truth + 0.05 * np.cos(rows["seed"])})  # a common effect of the seed cancels
     found = verdicts.tuned_beat_common(rows, VALUE)
     assert found.outcome == outcome
-    assert f"{100 * rows.loc[rows['activation'] == 'gelu', VALUE].mean():.2f} %" in found.measured
+    assert f"GELU {100 * rows.loc[rows['activation'] == 'gelu', VALUE].mean():.2f}\u00a0%" in found.measured
     worse = rows.assign(**{VALUE: rows[VALUE] - 0.2 * (rows["beta"] == 2)})  # one order suffices against "every"
     found = verdicts.tuned_beat_common(worse, VALUE)
     assert found.outcome == "not supported"
-    assert "the lowest, rctaf β=2 minus" in found.measured
+    assert "the lowest, RCT-AF β=2 minus" in found.measured
     lacking = verdicts.tuned_beat_common(rows[~rows["activation"].isin(["mish", "elu"])], VALUE)
-    assert (lacking.outcome, lacking.measured) == ("not testable", "No run here of elu, mish.")
+    assert (lacking.outcome, lacking.measured) == ("not testable", "No run here of ELU and Mish.")
 
 
 @pytest.mark.parametrize(
@@ -328,9 +370,9 @@ def test_single_runs_of_table_1(frame, noise, outcomes):
     assert [best.outcome, beaten.outcome] == outcomes
     assert "not claimed by the paper" in best.claim
     assert "Printed: 0.22 points" in best.measured
-    assert "less than 0.079 points" in best.measured  # 0.22 / 2.77
+    assert "below 0.079 points" in best.measured  # 0.22 / 2.77
     assert "Printed: 2.80 points" in beaten.measured
-    assert "The records here, of digits, not CIFAR-10, deviate" in beaten.measured
+    assert "In the records here, of digits, not CIFAR-10, it is" in beaten.measured
 
 
 def test_single_runs_say_nothing_without_seeds(frame):
