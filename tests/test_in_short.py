@@ -1,0 +1,142 @@
+"""The short answers must follow the records: known truths go in, and the sentences must name them."""
+
+import re
+
+import numpy as np
+import pytest
+from synthetic import fill
+
+from rctaf import in_short
+from rctaf.config import Grid
+from rctaf.records import table
+from rctaf.verdicts import Place
+
+CURVATURES = [0.25, 0.5, 1, 2, 4, 7, 10, 15, 25, 50]
+GRID = Grid(
+    name="synthetic",
+    scale="synthetic",
+    base={"dataset": "digits"},
+    blocks=[
+        {"axes": {"seed": list(range(6)), "beta": [0, 1, 2], "curvature": CURVATURES}},
+        {"axes": {"seed": list(range(6)), "activation": ["relu"]}},
+    ],
+)
+VALUE = "screening_accuracy"
+
+
+@pytest.fixture
+def frame(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    return lambda **truth: table(fill(GRID, **truth))
+
+
+def said(rows, head):
+    return dict(in_short.answers(rows, VALUE))[head]
+
+
+@pytest.mark.parametrize(("peak", "side"), [(6.5, "inside"), (1.0, "below"), (30.0, "above")])
+def test_the_peak_is_where_the_records_have_it(frame, peak, side):
+    words = said(frame(peak=peak, hessian_least=6.5), "Where robustness peaks")
+    found = re.findall(r"([\d.]+) \(([\d.]+) to ([\d.]+)\) in order (\d)", words)
+    assert [order for *_, order in found] == ["0", "1", "2"]
+    for place, low, high, _ in found:
+        assert float(place) == pytest.approx(peak, rel=0.1)
+        assert float(low) < peak < float(high)
+    assert f"all 3 intervals lie {side} it" in words
+    assert "over 6 seeds" in words
+
+
+def test_orders_on_different_sides_are_told_apart(frame):
+    rows = frame(peak=6.5, hessian_least=6.5)
+    low = frame(peak=1.0, hessian_least=6.5)
+    mixed = rows.assign(**{VALUE: rows[VALUE].where(rows["beta"] != 2, low[VALUE])})
+    words = said(mixed, "Where robustness peaks")
+    assert "the intervals of orders 0 and 1 lie inside it, that of order 2 lies below it" in words
+    assert in_short.side(Place(0, 4.0, 3.0, 5.0, "")) == "across an edge of"
+
+
+def test_too_few_seeds_are_said_to_be_too_few(frame):
+    assert in_short.answers(frame(peak=6.5, hessian_least=6.5, seeds=1), VALUE) == [
+        ("Too early", "There is 1 complete seed so far.")
+    ]
+    rows = frame(peak=6.5, hessian_least=6.5, seeds=4)
+    assert said(rows, "Where robustness peaks").startswith("Not testable: 5 seeds")
+    assert "Hessian diagonal" not in dict(in_short.answers(rows, VALUE))
+
+
+def test_the_largest_difference_between_orders(frame):
+    rows = frame(peak=6.5, hessian_least=6.5)
+    words = said(rows, "Orders at equal max|σ″|")
+    assert words.startswith("At 10 curvatures, they coincide within 1 point.")
+    lower = rows[VALUE] - 0.05 * ((rows["beta"] == 2) & np.isclose(rows["curvature"], 15))
+    words = said(rows.assign(**{VALUE: lower}), "Orders at equal max|σ″|")
+    assert "they do not coincide" in words
+    (difference,) = re.findall(
+        r"is \+([\d.]+) points \([^)]*\): order [01] vs 2 at max\|σ″\| = 15, over 6 seeds", words
+    )
+    assert float(difference) == pytest.approx(5, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (-0.05, "falls in every order"),
+        (0.05, "does not fall in every order: a rise is shown"),
+        (0.0, "is not shown to fall in every order"),
+    ],
+)
+def test_beyond_10(frame, change, words):
+    rows = frame(peak=6.5, hessian_least=6.5)
+    noise = 0.01 * np.random.default_rng(0).standard_normal(len(rows))
+    found = said(rows.assign(**{VALUE: 0.6 + noise + change * (rows["curvature"] > 10)}), "Beyond 10")
+    assert f"Robustness {words}" in found
+    (estimate,) = re.findall(r"([+\u2212][\d.]+) points \([^)]*\) in order 1", found)
+    assert float(estimate.replace("\u2212", "-")) == pytest.approx(100 * change, abs=1)
+
+
+def test_against_relu(frame):
+    rows = frame(peak=6.5, hessian_least=6.5)
+    shift = {0: 0.04, 1: 0.0, 2: -0.04}
+    noise = 0.01 * np.random.default_rng(1).standard_normal(len(rows))
+    level = 0.6 + noise + rows["beta"].map(shift).fillna(0)
+    words = said(rows.assign(**{VALUE: level}), "Against ReLU")
+    assert "order 0 is more robust than ReLU (+4" in words or "order 0 is more robust than ReLU (+3" in words
+    assert "order 1 is not told apart from ReLU" in words
+    assert "order 2 is less robust than ReLU (\u2212" in words
+    assert "Against ReLU" not in dict(in_short.answers(rows[rows["activation"] == "rctaf"], VALUE))
+
+
+def test_the_hessian(frame):
+    rows = frame(peak=6.5, hessian_least=6.5)  # least where robustness peaks; ReLU's norm is 2/3 of that
+    words = said(rows, "Hessian diagonal")
+    for loss in ("clean loss", "loss on attacked images"):
+        assert f"with more robustness for the {loss} (\u2212" in words
+    assert "is smaller for the clean loss (0.65 times" in words or "is smaller for the clean loss (0.66 times" in words
+    opposed = rows.assign(**{VALUE: 1 - rows[VALUE]})
+    assert "with less robustness for the clean loss (1.00, " in said(opposed, "Hessian diagonal")
+    sharp = rows["hessian_clean.rms"].where(rows["activation"] != "relu", 1.0)
+    words = said(rows.assign(**{"hessian_clean.rms": sharp}), "Hessian diagonal")
+    assert "is larger for the clean loss" in words
+    assert "smaller for the loss on attacked images" in words
+
+
+def test_the_papers_scale_counts_every_run_once(frame):
+    cifar = Grid(
+        name="c", scale="c", base={"dataset": "cifar10"}, blocks=[{"axes": {"curvature": [1, 7], "seed": [0]}}]
+    )
+    ((head, words),) = in_short.at_paper_scale([(cifar, []), (cifar, []), (GRID, [])])
+    assert head == "At the paper's scale"
+    assert words == "None of the 2 planned runs on CIFAR-10 is recorded; what happens there is not decided here."
+    made = fill(cifar, peak=6.5, hessian_least=6.5)
+    for some, words in (
+        (made[:1], "1 of the 2 planned runs on CIFAR-10 is"),
+        (made, "2 of the 2 planned runs on CIFAR-10 are"),
+    ):
+        assert in_short.at_paper_scale([(cifar, some)]) == [(head, f"{words} recorded.")]
+    assert in_short.at_paper_scale([(GRID, made)]) == []
+
+
+def test_the_list_escapes_what_it_is_given():
+    assert in_short.as_list("a < b", [("x & y", "1 < 2")]).data == (
+        '<p>a &lt; b</p><ul class="in-short"><li><strong>x &amp; y.</strong> 1 &lt; 2</li></ul>'
+    )
