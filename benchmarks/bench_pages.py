@@ -23,16 +23,18 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from bench_activations import origin
-from playwright.sync_api import Page, sync_playwright
 
 from rctaf.records import ROOT, results_dir, write_text
 
 sys.path.insert(0, str(ROOT / "tools"))
 from build_book import pages
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 PRESSES = 40
@@ -100,6 +102,8 @@ def answers(tab: Page) -> list[float]:
 
 
 def measure(html: Path, names: list[str], repeats: int, chromium: str | None) -> dict[str, Any]:
+    from playwright.sync_api import sync_playwright  # of the developers' packages
+
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     sliders: dict[str, list[float]] = {}
     with sync_playwright() as playwright:

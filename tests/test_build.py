@@ -180,3 +180,11 @@ def test_a_book_from_failing_notebook_to_failing_warning(tmp_path, vendor):
     assert "nowhere.md" in done.stderr
     assert executions() == (1, 3)
     assert (html / "index.html").stat().st_mtime_ns == made
+
+
+def test_the_benchmark_of_the_pages_explains_itself_without_playwright():
+    program = "import runpy, sys; sys.modules['playwright'] = None; sys.argv[1:] = ['--help']; "
+    program += "sys.path.insert(0, 'benchmarks'); runpy.run_path('benchmarks/bench_pages.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--repeats" in done.stdout
