@@ -36,8 +36,8 @@ bench: $(INSTALLED) ## time and memory here, on the GPU too if there is one, as 
 	@$(PY) benchmarks/bench_packing.py
 	@$(PY) benchmarks/bench_autoattack.py
 
-lab: $(INSTALLED) ## the notebooks in JupyterLab
-	@.venv/bin/jupyter lab notebooks
+lab: $(INSTALLED) ## the notebooks in JupyterLab: make lab LAB="--allow-root --no-browser"
+	@.venv/bin/jupyter lab $(LAB) notebooks
 
 clean: ## forget what was built; runs and their records stay
 	rm -rf _build vendor node_modules

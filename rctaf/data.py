@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rctaf._startup import command
 from rctaf.augmentation import augment
+from rctaf.names import DATASETS
 
 __all__ = ["Dataset", "augment", "load", "to_float", "torchvision"]
 
@@ -200,7 +201,7 @@ def _downloading(what: str, places: list[Path], needed: str, home: Path, remedy:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rctaf.data", description="Fetch a data set, where it is missing.")
-    parser.add_argument("name", choices=("digits", "fashion_mnist", "cifar10", "cifar100"))
+    parser.add_argument("name", choices=tuple(DATASETS))
     name = parser.parse_args(argv).name
     try:
         found = load(name)

@@ -33,6 +33,12 @@ def test_environment_installs_what_pyproject_says() -> None:
     assert extras == set(PROJECT["optional-dependencies"]) - {"autoattack"}
 
 
+@pytest.mark.parametrize("page", ["README.md", "book/reproducing.md"])
+def test_the_cpu_builds_are_the_pinned_ones(page: str) -> None:
+    wanted = " ".join(f"{name}=={CONSTRAINTS[name]}" for name in ("torch", "torchvision"))
+    assert f"pip install {wanted} --index-url " in (ROOT / page).read_text()
+
+
 def test_makefile_installs_the_same_extras() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert environment["dependencies"][-1]["pip"][-1].removeprefix("-e ") in (ROOT / "Makefile").read_text()

@@ -17,6 +17,7 @@ from rctaf.arithmetic import repeatable
 from rctaf.config import RunConfig
 from rctaf.notebooks import execute_notebook
 from rctaf.replay import compare
+from rctaf.training import train
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "notebooks" / "experiments" / "run.ipynb"
@@ -111,6 +112,32 @@ def test_numbers_belong_to_the_checkpoint(record: records.Record) -> None:
     correct, n = evaluation.accuracy(model, images.test_x, images.test_y)
     assert record.metrics["clean_accuracy"] == correct / n
     assert json.loads(record.path.read_text())["id"] == config.run_id
+
+
+def rebuilt(record: records.Record) -> torch.nn.Module:
+    """The network that the page "Reproducing" makes of a record and its checkpoint."""
+    text = (ROOT / "book/reproducing.md").read_text()
+    (block,) = (part.split("```")[0] for part in text.split("```python\n")[1:] if "checkpoint.pt" in part)
+    names: dict[str, torch.nn.Module] = {}
+    exec(block.replace("0123456789ab", record.run_id), names)
+    return names["model"]
+
+
+def test_the_page_reproducing_rebuilds_a_trained_network(record, monkeypatch, capsys) -> None:
+    assert record.path is not None
+    monkeypatch.setenv("RCTAF_RESULTS", str(record.path.parents[2]))
+    rebuilt(record)
+    assert capsys.readouterr().out == f"({round(500 * record.metrics['clean_accuracy'])}, 500)\n"
+
+
+def test_the_page_reproducing_rebuilds_an_average(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    config = RunConfig(epochs=1, method="standard", n_train=200, averaging="step", averaging_decay=0.5)
+    model = models.from_config(config, in_channels=1, n_classes=10)
+    train(model, data.load("digits", 200), config, checkpoint=records.local_dir(config.run_id) / "checkpoint.pt")
+    records.write(records.Record(config, {}, {}, {}))
+    for name, value in rebuilt(records.Record(config, {}, {}, {})).named_parameters():
+        assert torch.equal(value, model.get_parameter(name)), name
 
 
 def test_a_finished_run_is_made_anew_and_not_from_its_old_weights(record, tmp_path, monkeypatch) -> None:
