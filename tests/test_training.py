@@ -165,7 +165,7 @@ def test_checkpoints_that_do_not_fit_are_refused(digits, tmp_path):
         (lambda content: content.update(device="cuda"), "begun on cuda, this is cpu; go on there or delete it$"),
         (
             lambda content: content["config"].update(cutout=4),
-            r"by another version \(cutout=4: Extra inputs are not permitted\); delete it to start again$",
+            r"by another version \(no such setting: cutout; there are dataset, .*\); delete it to start again$",
         ),
         (lambda content: content.pop("history"), r"not a readable checkpoint \(it lacks 'history'\); delete it to"),
     ],
