@@ -30,7 +30,7 @@ from rctaf.verdicts import (
     hessian_goes_with_robustness,
     places,
     relu_and_band,
-    shared_curvatures,
+    shared_rows,
 )
 from rctaf.words import count, listed, points, typeset
 
@@ -96,7 +96,7 @@ def sides(found: Sequence[Place]) -> str:
 
 def orders(rows: pd.DataFrame, value: str) -> str:
     """The largest difference between two orders at equal curvature, and whether they coincide."""
-    shared = shared_curvatures(rows)
+    shared = shared_rows(rows)
     if rows["beta"].nunique() < 2 or shared.empty:
         return ""
     pairs = orders_coincide(shared, value, below=math.inf, margin=MARGIN)
@@ -143,8 +143,8 @@ def against_relu(frame: pd.DataFrame, rows: pd.DataFrame, value: str) -> str:
             return ""
         d = paired_difference(band.to_numpy(float), relu.to_numpy(float)).difference
         judged = "more robust than" if d.low > 0 else "less robust than" if d.high < 0 else "not told apart from"
-        words.append(f"order {beta} is {judged} ReLU ({points(d)})")
-    return f"Within {BAND[0]:g} to {BAND[1]:g}, {listed(words)}."
+        words.append(f"order {beta} is {judged} ReLU, {points(d)}")
+    return f"Within {BAND[0]:g} to {BAND[1]:g}, {'; '.join(words)}."
 
 
 def hessian(frame: pd.DataFrame, value: str) -> str:

@@ -37,9 +37,9 @@ from rctaf.statistics import (
 from rctaf.statistics import rank_correlation as spearman
 from rctaf.words import count, listed, p_value, points, typeset
 
-BAND = (4.0, 10.0)  #: the band: the paper's optimal range of max|sigma''|
+BAND = (4.0, 10.0)  #: the paper's optimal range of max|sigma''|, called the band
 TUNED = 7.0  # max|sigma''| of RCT-AF in its Table 1
-MARGIN = 0.01  #: accuracies closer than one percentage point count as equal
+MARGIN = 0.01  #: of a claim of sameness, as a share: one percentage point
 CEILING = 0.95  # where every mean accuracy is above, a task hardly tells networks apart
 MIN_SEEDS = 3  #: with fewer no estimate is printed
 FIT_CURVATURES = 4  #: a curve through fewer has no place of its own to be best at
@@ -167,7 +167,7 @@ def _judge(
     return claim, rows, None
 
 
-def shared_curvatures(rows: pd.DataFrame) -> pd.DataFrame:
+def shared_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows at curvatures that every order was run at."""
     return rows[rows.groupby("curvature")["beta"].transform("nunique") == rows["beta"].nunique()]
 
@@ -306,7 +306,7 @@ def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
         return stop
     if rows["beta"].nunique() < 2:
         return Verdict(claim, f"Only order {rows['beta'].iloc[0]} has {MIN_SEEDS} seeds so far.", "not testable")
-    shared = shared_curvatures(rows)
+    shared = shared_rows(rows)
     if not (shared["curvature"] < BAND[0]).any():
         return Verdict(claim, "The orders were not run at the same curvatures below 4.", "not testable")
     pairs = orders_coincide(shared, value, below=math.nextafter(BAND[0], 0), margin=MARGIN)
@@ -359,7 +359,7 @@ def _trend_below(claim: str, frame: pd.DataFrame, value: str) -> Verdict:
     below = rows[rows["curvature"] < BAND[0]]
     if set(below["beta"]) != set(rows["beta"]) or below.groupby("beta")["curvature"].nunique().min() < 3:
         return Verdict(claim, "An order was run at fewer than three curvatures below 4.", "not testable")
-    until = shared_curvatures(rows[rows["curvature"] <= BAND[0]])
+    until = shared_rows(rows[rows["curvature"] <= BAND[0]])
     if until["curvature"].nunique() < 2:
         return Verdict(claim, "The orders were not run at two of the same curvatures up to 4.", "not testable")
     slope = trend(below, value)

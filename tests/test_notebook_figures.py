@@ -454,7 +454,7 @@ def test_summary_has_a_row_per_claim(store, tmp_path):
     assert "ResNet-8 (8/16/32 channels) on digits in ℓ∞ with ε = 0.15" in text
     assert "**Not run so far:** empty (110 runs), empty (110 runs)." in text
     (short,) = (box for box in outputs(out, "text/html") if "in-short" in box)
-    assert "110 of the 110 runs of known say" in short
+    assert "From 110 of the 110 runs of known" in short
     assert "all 3 intervals lie inside it" in short  # the peak was put at 6.5
     assert "No record holds a result of the standard version of AutoAttack yet" in text
 
