@@ -1,4 +1,10 @@
-"""One torch thread per test process, denormals flushed as in every program of the project; and a store for batches."""
+"""One torch thread per test process, denormals flushed as in every program of the project; a browser, and a store for
+batches."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -26,6 +32,24 @@ folder = Path(os.environ["RCTAF_RESULTS"], "local", record["id"])
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "run.json").write_text(json.dumps(record))
 """
+
+
+@pytest.fixture(scope="session")
+def browsers() -> Iterator[tuple[object, str]]:
+    """Playwright's chromium, to be launched, and the path of the program; Playwright runs once in a process.
+
+    The program is $RCTAF_CHROMIUM, or a chromium on the PATH, or Playwright's own; with CI=true a missing one fails.
+    """
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chosen = os.environ.get("RCTAF_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    with sync_playwright() as playwright:
+        path = chosen or playwright.chromium.executable_path
+        if not Path(path).exists():
+            missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+            missing("no Chromium: install one, or set RCTAF_CHROMIUM to its path")
+        yield playwright.chromium, path
 
 
 @pytest.fixture

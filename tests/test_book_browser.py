@@ -1,15 +1,12 @@
 """The built book in headless Chromium, page by page, over http and from file://.
 
-It tests _build/html as it is: `make book` (or `make pages`) makes it. The browser is
-$RCTAF_CHROMIUM, or a chromium on the PATH, or Playwright's own; with CI=true a missing one fails.
+It tests _build/html as it is: `make book` (or `make pages`) makes it.
 """
 
 import contextlib
 import functools
 import json
-import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import BrowserContext, Page, sync_playwright
+from playwright.sync_api import BrowserContext, Page
 
 from rctaf import curvature
 
@@ -57,12 +54,6 @@ WITH_WIDGET = [page for page in PAGES if page.startswith("notebooks/") and "expl
 WITH_PLOTS = [page for page in PAGES if re.fullmatch(r"notebooks/figures/(figure_[1-57]|controls)", page)]
 
 
-def executable() -> str | None:
-    if chosen := os.environ.get("RCTAF_CHROMIUM"):
-        return chosen
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
 @pytest.fixture(scope="session")
 def html() -> Path:
     if not (HTML / "index.html").exists():
@@ -84,22 +75,18 @@ def http(html: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
-    with sync_playwright() as playwright:
-        path = executable() or playwright.chromium.executable_path
-        if not Path(path).exists():
-            missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-            missing("no Chromium: install one, or set RCTAF_CHROMIUM to its path")
-        context = playwright.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("profile"),
-            executable_path=path,
-            headless=True,
-            args=ARGUMENTS,
-            viewport={"width": 1280, "height": 900},
-            color_scheme="light",
-        )
-        yield context
-        context.close()
+def chromium(browsers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
+    browser, path = browsers
+    context = browser.launch_persistent_context(
+        tmp_path_factory.mktemp("profile"),
+        executable_path=path,
+        headless=True,
+        args=ARGUMENTS,
+        viewport={"width": 1280, "height": 900},
+        color_scheme="light",
+    )
+    yield context
+    context.close()
 
 
 def test_how_to_cite_is_what_the_citation_file_says():

@@ -1,12 +1,8 @@
 """The widget: its Python half, and its drawing in a real browser against the exact curvature. The whole chain with the
 widget manager, as published, is tested with the book."""
 
-import os
-import shutil
-
 import pytest
 from ipywidgets.embed import dependency_state
-from playwright.sync_api import sync_playwright
 
 from rctaf import explorer
 from rctaf.symbolic import BASELINES
@@ -66,19 +62,16 @@ START = """async (source) => {
 
 
 @pytest.fixture(scope="module")
-def page():
-    executable = shutil.which("chromium") or shutil.which("chromium-browser")
-    if executable is None and not os.environ.get("CI"):
-        pytest.skip("no chromium on this machine")
-    with sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1000, "height": 800})
-        errors = []
-        page.on("pageerror", lambda error: errors.append(error))
-        page.set_content(PAGE)
-        page.evaluate(START, explorer.source())
-        yield page
-        browser.close()
+def page(browsers):
+    chromium, path = browsers
+    browser = chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+    page = browser.new_page(viewport={"width": 1000, "height": 800})
+    errors = []
+    page.on("pageerror", lambda error: errors.append(error))
+    page.set_content(PAGE)
+    page.evaluate(START, explorer.source())
+    yield page
+    browser.close()
     assert errors == []
 
 

@@ -16,7 +16,9 @@ from torch import nn
 
 from rctaf import RCTAF, rctaf
 from rctaf import replace_activations as replace
+from rctaf.activations import ACTIVATION_MODULES
 from rctaf.data import torchvision
+from rctaf.models import NETWORKS, make_model
 from rctaf.replacement import _copies
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -49,6 +51,17 @@ def test_resnet18_loses_every_relu():
     with NoRelu(), torch.no_grad():
         model(torch.randn(1, 3, 32, 32))
     assert len(calls) == 17
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("before", [nn.ReLU, new])
+def test_every_activation_of_our_own_networks_is_replaced(network, before):
+    """Which end a block with ``activate_sum``: its code names RCTAF, and makes none."""
+    with torch.device("meta"):
+        model = make_model(network, activation=before, in_channels=3, n_classes=10)
+    held = sum(isinstance(m, ACTIVATION_MODULES) for m in model.modules())
+    assert replace(model, lambda: RCTAF(alpha=5, beta=2)) == held > 0
+    assert {(m.alpha, m.beta) for m in model.modules() if isinstance(m, ACTIVATION_MODULES)} == {(5.0, 2)}
 
 
 def test_nested_shared_listed_and_every_kind():
