@@ -98,11 +98,9 @@ def why_alike(outcome: str, where: str, difference: float, p: float) -> str:
     if outcome == "supported":
         return f"every difference is shown to lie within the margin of {margin} (two one-sided tests, p < 0.05 each)"
     if outcome == "not supported":
-        side = "below" if abs(difference) < MARGIN else "above"
-        return (
-            f"a difference is shown, however small ({p_value(p)} after Holm for the clearest, {where}; it is {side} "
-            f"the margin of {margin}), and not every one is shown to lie within the margin"
-        )
+        below = f", though it is below the margin of {margin}: not all are shown to lie within that"
+        small = below if abs(difference) < MARGIN else ""
+        return f"a difference is shown ({p_value(p)} after Holm for the clearest, {where}){small}"
     return (
         f"no difference is shown ({p_value(p)} after Holm for the clearest, {where}), and not every one is shown to "
         f"lie within the margin of {margin}"
