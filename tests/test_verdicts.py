@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from synthetic import fill
 
 from rctaf import paper, verdicts
@@ -192,6 +193,84 @@ def test_relu(frame):
     assert verdicts.relu_is_sharper(rows, "clean").outcome == "not supported"
     sharp = rows.assign(**{"hessian_clean.rms": rows["hessian_clean.rms"].where(rows["activation"] != "relu", 1.0)})
     assert verdicts.relu_is_sharper(sharp, "clean").outcome == "supported"
+
+
+# --- the same rules, computed again from the text of their documentation ---------------------------------------------
+
+CURVATURES = (0.25, 0.5, 1, 2, 4, 7, 10, 15, 25, 50)
+
+
+def borderline(trial: int, bend: float) -> pd.DataFrame:
+    """Six seeds of three orders whose effects are about as large as their noise: p-values fall on both sides."""
+    rng = np.random.default_rng(trial)
+    rows = pd.MultiIndex.from_product([range(3), CURVATURES, range(6)], names=["beta", "curvature", "seed"])
+    frame = rows.to_frame(index=False).assign(activation="rctaf")
+    log_c = np.log2(frame["curvature"])
+    slopes = rng.normal(bend, 0.002, 3)[frame["beta"]] * np.where(log_c > 2, log_c - 2, 0)
+    rise = rng.normal(0.004, 0.003) * np.minimum(log_c, 0) + rng.normal(-0.005, 0.003) * log_c.clip(0, 2)
+    by_seed = rng.normal(0, 0.01, (3, 6))[frame["beta"], frame["seed"]] * (log_c > 2)
+    return frame.assign(**{VALUE: 0.8 + slopes + rise + by_seed + rng.normal(0, 0.01, len(frame))})
+
+
+def holm(p: list[float]) -> list[float]:
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate([(len(p) - i) * p[k] for i, k in enumerate(order)])
+    return [min(1.0, stepped[list(order).index(k)]) for k in range(len(p))]
+
+
+def p_of(d: np.ndarray, alternative: str = "two-sided") -> float:
+    return float(scipy.stats.ttest_1samp(d, 0, alternative=alternative).pvalue)
+
+
+def mean_over_95(d: np.ndarray) -> tuple[float, float]:
+    interval = scipy.stats.ttest_1samp(d, 0).confidence_interval(0.95)
+    return float(interval.low), float(interval.high)
+
+
+def expect_falls_beyond(cube: np.ndarray) -> str:
+    change = cube[:, 7:].mean(1) - cube[:, 4:7].mean(1)  # [order, seed]
+    if all(p < 0.05 for p in holm([p_of(d, "less") for d in change])):
+        return "supported"
+    rises = min(holm([p_of(d, "greater") for d in change])) < 0.025 or mean_over_95(change.mean(0))[0] > 0
+    return "not supported" if rises else "undecided"
+
+
+def expect_order_2_falls_fastest(cube: np.ndarray) -> str:
+    change = cube[:, 7:].mean(1) - cube[:, 4:7].mean(1)
+    against = [change[2] - change[0], change[2] - change[1]]
+    if all(p_of(d, "less") < 0.05 for d in (change[2], *against)):
+        return "supported"
+    slower = min(holm([p_of(d, "greater") for d in against])) < 0.025 or mean_over_95(change[2])[0] > 0
+    return "not supported" if slower else "undecided"
+
+
+def expect_rises_below(cube: np.ndarray) -> str:
+    x = np.log(CURVATURES[:4])
+    slopes = np.polyfit(x, cube[:, :4].mean(0), 1)[0]  # of the mean over orders, in every seed
+    mean = cube.mean(0)
+    fall = min(holm([p_of(mean[j] - mean[i], "less") for j in range(5) for i in range(j)]))
+    low, high = mean_over_95(slopes)
+    if low > 0 and fall >= 0.05:
+        return "supported"
+    return "not supported" if high < 0 or fall < 0.025 else "undecided"
+
+
+@pytest.mark.parametrize(
+    ("rule", "expect"),
+    [
+        (verdicts.falls_beyond, expect_falls_beyond),
+        (verdicts.order_2_falls_fastest, expect_order_2_falls_fastest),
+        (verdicts.rises_below, expect_rises_below),
+    ],
+)
+def test_a_rule_decides_as_its_text_says_where_p_values_are_near_their_bounds(rule, expect):
+    found = set()
+    for trial in range(120):
+        rows = borderline(trial, bend=(-0.005, 0.0, 0.005)[trial % 3])
+        cube = rows[VALUE].to_numpy().reshape(3, len(CURVATURES), 6)
+        assert rule(rows, VALUE).outcome == expect(cube), trial
+        found.add(expect(cube))
+    assert found == {"supported", "not supported", "undecided"}
 
 
 @pytest.mark.parametrize(
