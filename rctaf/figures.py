@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from rctaf.names import DATASETS, activation_name, method_name, network_name
 from rctaf.records import ROOT, Record, find, table
 from rctaf.statistics import cell_means
 from rctaf.verdicts import BAND
+from rctaf.words import typeset
 
 COLOURS = {  # by order, or by place; Okabe and Ito's as far as they can be seen on white and on black, and a brown
     0: "#0072b2",
@@ -360,15 +360,6 @@ def in_words(cell: pd.Series, percent: bool) -> tuple[str, str]:
     scale = 100 if percent else 1
     interval = f"{cell['low'] * scale:.4g}\u00a0to\u00a0{cell['high'] * scale:.4g}" if cell["n"] > 1 else ""
     return typeset(f"{cell['mean'] * scale:.4g}"), typeset(interval)
-
-
-def typeset(text: str) -> str:
-    """Generated text with a true minus before negative numbers, and no line break between a number and its %.
-
-    >>> typeset("APGD-CE: -0.5 (-1 to 4-10), 95 % after")
-    'APGD-CE: −0.5 (−1 to 4-10), 95\xa0% after'
-    """
-    return re.sub(r"(?<=\d) %", "\u00a0%", re.sub(r"(?<![\w.)])-(?=\d)", "\u2212", text))
 
 
 def _wrap(ids: str, per_line: int = 4) -> str:

@@ -10,11 +10,12 @@ from IPython.display import HTML
 
 from rctaf import paper
 from rctaf.config import RunConfig
-from rctaf.figures import ROBUSTNESS, in_words, typeset
+from rctaf.figures import ROBUSTNESS, in_words
 from rctaf.names import DATASETS, activation_name, method_name, network_name
 from rctaf.records import Record, table
 from rctaf.statistics import mean_interval
 from rctaf.verdicts import Verdict
+from rctaf.words import typeset
 
 RECORDS_PAGE = "records.html"  # notebooks/figures/records.ipynb, beside every other figure
 RECORD_FILES = "../../records"  # where tools/build_book.py puts a copy of every record
@@ -166,8 +167,8 @@ def verdict_box(verdict: Verdict) -> HTML:
     colour = _OUTCOME_COLOURS[verdict.outcome]
     return HTML(
         f'<div class="verdict" style="border-left: 0.4em solid {colour}; padding: 0.2em 1em; margin: 1em 0">'
-        f"<p><strong>Claim.</strong> {typeset(escape(verdict.claim))}</p>"
-        f"<p><strong>Measured here.</strong> {typeset(escape(verdict.measured))}</p>"
+        f"<p><strong>Claim.</strong> {escape(verdict.claim)}</p>"
+        f"<p><strong>Measured here.</strong> {escape(verdict.measured)}</p>"
         f"<p><strong>Verdict: {verdict.outcome}.</strong></p></div>"
     )
 
@@ -175,7 +176,7 @@ def verdict_box(verdict: Verdict) -> HTML:
 def verdict_table(verdicts: Sequence[Verdict], what: str = "claim of the paper") -> HTML:
     """Several verdicts as one table: ``what`` is judged, what was measured, outcome."""
     rows = "".join(
-        f"<tr><td>{typeset(escape(v.claim))}</td><td>{typeset(escape(v.measured))}</td>"
+        f"<tr><td>{escape(v.claim)}</td><td>{escape(v.measured)}</td>"
         f'<td><span aria-hidden="true" style="color: {_OUTCOME_COLOURS[v.outcome]}">●</span> {v.outcome}</td></tr>'
         for v in verdicts
     )

@@ -9,12 +9,12 @@ from rctaf.statistics import Estimate
 
 
 def typeset(text: str) -> str:
-    """With a minus sign before a negative number and a no-break space before %.
+    """With a minus sign before a negative number, and no line break between a number and its %.
 
-    >>> typeset("-1.5 to 3 % on CIFAR-10") == "\\u22121.5 to 3\\u00a0% on CIFAR-10"
+    >>> typeset("-1.5 to 3 % on CIFAR-10, 4-10") == "\\u22121.5 to 3\\u00a0% on CIFAR-10, 4-10"
     True
     """
-    return re.sub(r"(?<![\w.)])-(?=\d)", "\u2212", text).replace(" %", "\u00a0%")
+    return re.sub(r"(?<=\d) %", "\u00a0%", re.sub(r"(?<![\w.)])-(?=\d)", "\u2212", text))
 
 
 def points(e: Estimate) -> str:

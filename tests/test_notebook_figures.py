@@ -13,7 +13,7 @@ import pytest
 import yaml
 from synthetic import fill
 
-from rctaf import figures, records, tables
+from rctaf import figures, records, tables, words
 from rctaf.config import Grid
 from rctaf.notebooks import execute_notebook
 from rctaf.verdicts import NEW_SEED, OUTCOMES
@@ -411,7 +411,7 @@ def test_the_axis_has_ticks_at_both_ends_of_what_was_tested():
     ],
 )
 def test_minus_and_percent_are_typeset(plain, typeset):
-    assert figures.typeset(plain) == typeset
+    assert words.typeset(plain) == typeset
 
 
 def test_figure_3_refuses_a_misspelt_parameter(tmp_path):
