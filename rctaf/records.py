@@ -179,6 +179,15 @@ def table(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def to_csv(records: Iterable[Record]) -> str:
+    """:func:`table` as comma-separated text, without its columns ``….by_parameter.…``, of which every layer has some.
+
+    Numbers have all their digits. Ids and budgets are text but may look like numbers, unless ``dtype`` tells pandas.
+    """
+    frame = table(records)
+    return frame.loc[:, ~frame.columns.str.contains(".by_parameter.", regex=False)].to_csv(index=False)
+
+
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
@@ -303,8 +312,16 @@ def main(argv: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("show", help="print one record").add_argument("id")
     verbs.add_parser("robustbench", help="print one record as RobustBench lists a model").add_argument("id")
+    verbs.add_parser("csv", help="print all committed records as one table, a row per run")
     verbs.add_parser("keep", help="make a grid's finished runs committed evidence").add_argument("grid")
     args = parser.parse_args(argv)
+    if args.verb == "csv":
+        committed = [record for record in load_all() if record.kept]
+        if not committed:
+            print(f"no committed record under {results_dir()}", file=sys.stderr)
+            return 1
+        print(to_csv(committed), end="")
+        return 0
     if args.verb == "keep":
         copied = keep(Grid.load(args.grid))
         kept = results_dir() / "runs"

@@ -1,5 +1,6 @@
 """tools/assets.py and tools/build_book.py, the latter on a book of three pages in a folder of its own."""
 
+import csv
 import inspect
 import json
 import os
@@ -14,6 +15,7 @@ import nbformat
 import pytest
 import yaml
 from plotly.offline import get_plotlyjs_version
+from synthetic import record_of
 
 from rctaf import controls, costs, verdicts
 from rctaf.config import RunConfig
@@ -164,13 +166,18 @@ def test_a_book_from_failing_notebook_to_failing_warning(tmp_path, vendor):
     assert (html / "index.html").stat().st_mtime_ns == made
 
     # a new record is news to the figures only, and part of the book; of two, the committed one
-    for kind, text in (("local", "{}"), ("runs", "[]")):
-        record = tmp_path / f"results/{kind}/abc/run.json"
+    mine, kept = record_of(RunConfig(), clean=0.5), record_of(RunConfig(), clean=0.625)
+    for kind, one in (("local", mine), ("runs", kept)):
+        record = tmp_path / f"results/{kind}/{one.run_id}/run.json"
         record.parent.mkdir(parents=True)
-        record.write_text(text)
+        record.write_text(one.to_json())
     assert build().returncode == 0
     assert executions() == (1, 3)
-    assert [(path.name, path.read_text()) for path in (html / "records").iterdir()] == [("abc.json", "[]")]
+    files = {path.name: path.read_text() for path in (html / "records").iterdir()}
+    assert files.pop(f"{kept.run_id}.json") == kept.to_json()
+    (row,) = csv.DictReader(files.pop("records.csv").splitlines())
+    assert (row["id"], row["clean_accuracy"]) == (kept.run_id, "0.625")
+    assert not files
 
     # a warning is an error, and the last good book stays
     made = (html / "index.html").stat().st_mtime_ns

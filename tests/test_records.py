@@ -1,5 +1,7 @@
 """The store: whole or absent, honest about its id, committed evidence first."""
 
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from rctaf import records
@@ -158,6 +161,43 @@ def test_table_is_one_row_per_record():
     assert list(table["activation"]) == ["rctaf", "relu"]
     assert "layers" not in table
     assert set(RunConfig.model_fields) <= set(table)
+
+
+def test_one_file_holds_what_the_records_hold(capsys):
+    """Every cell against the committed files, read without the package; and the whole against the table."""
+    assert records.main(["csv"]) == 1
+    assert "no committed record under" in capsys.readouterr().err
+    records.write(record(seed=9))  # made here, not committed
+    made = [record(seed=0), record(seed=1, activation="relu", method="pgd", epsilon="8/255"), record(beta=0, alpha=0.1)]
+    hessian = {"rms": 1e-17, "converged": True, "by_parameter": {"a.b": 1}}
+    made[2].metrics.update(third=1 / 3, hessian_clean=hessian)
+    for one in made:
+        records.write_text(records.kept_path(one.run_id), one.to_json())
+    assert records.main(["csv"]) == 0
+    text = capsys.readouterr().out
+    rows = {row["id"]: row for row in csv.DictReader(io.StringIO(text))}
+    docs = {path.parent.name: json.loads(path.read_text()) for path in records.results_dir().glob("runs/*/run.json")}
+    assert rows.keys() == docs.keys() == {one.run_id for one in made}
+    for run_id, row in rows.items():
+        metrics, settings = docs[run_id]["metrics"], docs[run_id]["config"]
+        measured = {"accuracy": metrics["accuracy"], "third": metrics.get("third")}
+        measured |= {f"autoattack.{name}": metrics["autoattack"][name] for name in ("robust_accuracy", "version")}
+        estimate = metrics.get("hessian_clean", {})
+        measured |= {f"hessian_clean.{name}": estimate.get(name) for name in ("rms", "converged")}
+        wanted = {"id": run_id, "kept": True, **settings, **measured}
+        assert row.keys() == wanted.keys() | {"curvature"}
+        for name, value in wanted.items():
+            if type(value) in (int, float):
+                assert float(row[name]) == value, name
+            else:
+                assert row[name] == ("" if value is None else str(value)), name
+    table = records.table(record for record in records.load_all() if record.kept)
+    table = table.drop(columns="hessian_clean.by_parameter.a.b")
+    texts = [name for name in table if any(isinstance(value, str) for value in table[name])]  # budgets, for example
+    back = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(texts, str))
+    assert list(back) == list(table)
+    for name in table:
+        assert [None if pd.isna(v) else v for v in back[name]] == [None if pd.isna(v) else v for v in table[name]], name
 
 
 def test_provenance_says_where_and_with_what():

@@ -31,7 +31,7 @@ from packaging.requirements import Requirement
 from tqdm import tqdm
 
 from rctaf.notebooks import NotebookError, execute_notebook, partial_path
-from rctaf.records import results_dir
+from rctaf.records import load_all, results_dir, to_csv, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE = ROOT / "_build/src"  # what Sphinx reads
@@ -178,11 +178,16 @@ def build() -> bool:
 
 
 def copy_records(folder: Path) -> None:
-    """Put the record of every run into the book, as ``ID.json``: what the points of its figures link to."""
+    """Put the record of every run into the book, as ``ID.json``: what the points of its figures link to.
+
+    The committed ones are in ``records.csv`` too, a row each, which the page of records offers.
+    """
     folder.mkdir()
     for kind in ("local", "runs"):  # where a run has two, the committed one, as everywhere
         for path in results_dir().glob(f"{kind}/*/run.json"):
             shutil.copyfile(path, folder / f"{path.parent.name}.json")
+    if committed := [record for record in load_all() if record.kept]:
+        write_text(folder / "records.csv", to_csv(committed))
 
 
 def main() -> int:
