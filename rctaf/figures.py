@@ -33,7 +33,7 @@ COLOURS = {  # by order, or by place; Okabe and Ito's as far as they can be seen
     4: "#e69f00",
     5: "#56b4e9",
     6: "#8c564b",
-    None: "#888888",
+    None: "#8c564b",  # a baseline: never beside an order 6, nor of the grey of the paper's range
 }
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "star")  # as many as colours
 DASHES = (  # in pixels: Plotly's own are longer than a legend shows
@@ -310,7 +310,7 @@ def _add_means(fig: go.Figure, cells: pd.DataFrame, x: str, percent: bool, aside
 
 
 def add_reference_lines(fig: go.Figure, cells: pd.DataFrame, *, percent: bool = True) -> go.Figure:
-    """A dotted line for each named baseline, at its mean over seeds, in a faint band, its interval.
+    """A dotted line for each named baseline, at its mean over seeds, in a faint band of its colour, its interval.
 
     The type of the y axis must be set before.
     """
@@ -326,9 +326,8 @@ def add_reference_lines(fig: go.Figure, cells: pd.DataFrame, *, percent: bool = 
                 mode="lines",
                 line={"width": 0},
                 fill="toself",
-                fillcolor="rgba(136,136,136,0.22)",
-                name=f"{name}, interval",
-                showlegend=False,
+                fillcolor="rgba(140,86,75,0.22)",
+                name=typeset(f"{name}, 95 % interval"),
                 hoverinfo="skip",
             )
         fig.add_scatter(  # a trace: a shape could not name its runs
