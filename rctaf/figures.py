@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.io._base_renderers import MimetypeRenderer
 from plotly.io.json import to_json_plotly
+from plotly.subplots import make_subplots
 
 from rctaf._startup import import_nbformat
 from rctaf.config import Grid, RunConfig
@@ -51,6 +52,12 @@ ROBUSTNESS = {  # columns of the records, in the words of an axis title
     "robust_accuracy": "robust accuracy (AutoAttack)",
     "pgd20_accuracy": "accuracy under PGD-20",
     "pgd20_larger_accuracy": "accuracy under PGD-20, larger ε",
+}
+STRENGTHS = {  # the same from the weakest attack to the strongest, as a legend names them
+    "pgd20_accuracy": "PGD-20",
+    "apgd_ce_accuracy": "APGD-CE",
+    "screening_accuracy": "APGD-CE + APGD-T",
+    "robust_accuracy": "AutoAttack",
 }
 ATTACKS = {  # RunConfig.autoattack in words
     "none": "not attacked",
@@ -259,14 +266,61 @@ def curves(
         text = [_hover(f"{name}, {_SHORT[x]} {row[x]:.4g}", row, percent) for _, row in group.iterrows()]
         _add_means(fig, group, x, percent, _aside(cells[x], place, len(groups)), name=name, text=text, **style)
     if x == "curvature":
-        fig.add_vrect(*BAND, fillcolor="rgba(128,128,128,0.18)", line_width=0)
-        # on a logarithmic axis Plotly places shapes by value and annotations by exponent
-        middle = float(np.log10(BAND).mean())
-        fig.add_annotation(x=middle, y=1, yref="paper", yanchor="bottom", text="paper: 4 to 10", showarrow=False)
+        _add_band(fig)
     fig.update_xaxes(type="log", title={"curvature": "max|σ″|", "alpha": "sharpness α"}[x], **_ticks(cells[x]))
     fig.update_yaxes(title=_y_title(y_title, percent))
     _titled(fig, title)
     return fig
+
+
+def attack_cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """:func:`cells` of RCT-AF under each attack that was run, the weakest first, with a column ``attack``.
+
+    Args:
+        frame: from :func:`rctaf.remarks.by_strength`.
+    """
+    rows = frame[frame["activation"] == "rctaf"]
+    parts = [
+        cells(rows, column, by=["beta", "curvature"]).assign(attack=name)
+        for column, name in STRENGTHS.items()
+        if column in rows and rows[column].notna().any()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def attack_panels(cells: pd.DataFrame, title: str) -> go.Figure:
+    """A panel per order, one below the other: a line per attack over the curvature, with 95 % intervals over seeds.
+
+    Args:
+        cells: from :func:`attack_cells`.
+    """
+    orders = sorted(set(cells["beta"]))
+    fig = make_subplots(len(orders), 1, shared_xaxes=True, vertical_spacing=0.03)
+    names = list(STRENGTHS.values())
+    for row, order in enumerate(orders, start=1):
+        for name, line in cells[cells["beta"] == order].groupby("attack", sort=False):
+            place = names.index(str(name))
+            start = f"{name}, {_SHORT['curvature']} "
+            text = [_hover(f"{start}{cell['curvature']:.4g}", cell, True, ids=False) for _, cell in line.iterrows()]
+            shown = {"name": name, "legendgroup": name, "showlegend": row == 1, "row": row, "col": 1, "text": text}
+            aside = _aside(cells["curvature"], place, len(names))
+            _add_means(fig, line, "curvature", True, aside, **shown, **series_style(3 + place))  # no order's colour
+    _add_band(fig, row="all", col=1)
+    fig.update_xaxes(type="log", **_ticks(cells["curvature"]))
+    fig.update_xaxes(title="max|σ″|", row=len(orders))
+    for row, order in enumerate(orders, start=1):
+        fig.update_yaxes(title=f"order β = {order:g}, %", matches="y", row=row)
+    _titled(fig, title)
+    fig.update_layout(height=180 + 180 * len(orders))
+    return fig
+
+
+def _add_band(fig: go.Figure, **panels: object) -> None:
+    """The paper's range of max|σ″| as a grey strip, with its name above the figure."""
+    fig.add_vrect(*BAND, fillcolor="rgba(128,128,128,0.18)", line_width=0, **panels)
+    # on a logarithmic axis Plotly places shapes by value and annotations by exponent
+    middle = float(np.log10(BAND).mean())
+    fig.add_annotation(x=middle, y=1, yref="paper", yanchor="bottom", text="paper: 4 to 10", showarrow=False)
 
 
 _SHORT = {"curvature": "max|σ″|", "alpha": "α"}  # names of an x axis in front of a value
@@ -346,12 +400,13 @@ def add_reference_lines(fig: go.Figure, cells: pd.DataFrame, *, percent: bool = 
     return fig
 
 
-def _hover(name: str, cell: pd.Series, percent: bool) -> str:
+def _hover(name: str, cell: pd.Series, percent: bool, ids: bool = True) -> str:
     """What a point says: its mean, its interval and the ids of its runs."""
     mean, interval = in_words(cell, percent)
     interval = f", 95 % interval {interval}" if interval else ""
     seeds = f"{cell['n']} seed{'s' if cell['n'] > 1 else ''}"
-    return typeset(f"{name}<br>mean {mean}{' %' if percent else ''}{interval}<br>{seeds}<br>runs {_wrap(cell['runs'])}")
+    runs = f"<br>runs {_wrap(cell['runs'])}" if ids else ""
+    return typeset(f"{name}<br>mean {mean}{' %' if percent else ''}{interval}<br>{seeds}{runs}")
 
 
 def in_words(cell: pd.Series, percent: bool) -> tuple[str, str]:

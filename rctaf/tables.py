@@ -21,12 +21,13 @@ RECORDS_PAGE = "records.html"  # notebooks/figures/records.ipynb, beside every o
 RECORD_FILES = "../../records"  # where tools/build_book.py puts a copy of every record
 
 
-def runs_table(*cells: pd.DataFrame, percent: bool = True) -> HTML:
+def runs_table(*cells: pd.DataFrame, percent: bool = True, links: bool = True) -> HTML:
     """The numbers under a figure with the records behind each, folded: for readers without a mouse, and for copying.
 
     Args:
         cells: what the figure was drawn from, from :func:`rctaf.figures.cells`; columns empty throughout are left out.
         percent: as in :func:`rctaf.figures.curves`.
+        links: to the records; a figure that is drawn from the records of another can do without.
     """
     rows = pd.concat([part.dropna(axis=1, how="all") for part in cells if len(part)], ignore_index=True)
     keys = [name for name in rows.columns if name not in {"mean", "low", "high", "n", "runs"}]
@@ -37,13 +38,15 @@ def runs_table(*cells: pd.DataFrame, percent: bool = True) -> HTML:
     for _, row in rows.iterrows():
         what = ["–" if pd.isna(v) else typeset(escape(_short(v))) for v in row[keys]]
         files = " ".join(f'<a href="{RECORD_FILES}/{run_id}.json">{run_id}</a>' for run_id in row["runs"].split())
-        values = [*what, *in_words(row, percent), runs_link(row["runs"], str(row["n"])), files]
+        seeds = [runs_link(row["runs"], str(row["n"])), files] if links else [str(row["n"])]
+        values = [*what, *in_words(row, percent), *seeds]
         lines.append("<tr>" + "".join(f"<td>{value}</td>" for value in values) + "</tr>")
     names = {"curvature": "max|σ″|", "beta": "order β", "alpha": "sharpness α"}
     unit = " %" if percent else ""
-    heads = [*(names.get(key, key) for key in keys), f"mean{unit}", typeset("95 % interval"), "seeds", "records"]
+    ends = ["seeds", "records"] if links else ["seeds"]
+    heads = [*(names.get(key, key) for key in keys), f"mean{unit}", typeset("95 % interval"), *ends]
     return HTML(
-        "<details><summary>The numbers of this figure, and the records behind each</summary>"
+        f"<details><summary>The numbers of this figure{', and the records behind each' * links}</summary>"
         f'<table class="table runs"><thead><tr>{"".join(f"<th>{name}</th>" for name in heads)}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></details>"
     )

@@ -127,7 +127,8 @@ def test_figure_3(store, tmp_path):
     out = tmp_path / "figure_3.ipynb"
     grids = [str(store / "known.yaml"), str(store / "empty.yaml")]
     execute_notebook(FIGURES / "figure_3.ipynb", out, {"grids": grids})
-    by_alpha, by_curvature = outputs(out, "application/vnd.plotly.v1+json")  # the empty grid draws nothing
+    # the empty grid draws nothing
+    by_alpha, by_curvature, by_attack = outputs(out, "application/vnd.plotly.v1+json")
     for beta in range(3):
         truth = 100 * expected(store, "known", beta, lambda m: m["screening_accuracy"])
         for figure, x in ((by_curvature, CURVATURES), (by_alpha, np.array(CURVATURES) / 2.0 ** (beta - 2))):
@@ -152,7 +153,15 @@ def test_figure_3(store, tmp_path):
         np.testing.assert_allclose(band["y"], [low, low, high, high], rtol=1e-6)
         (name,) = (note for note in figure["layout"]["annotations"] if note["text"] == "ReLU")
         assert (name["x"], name["xanchor"], name["y"]) == (0, "left", pytest.approx(np.mean(scores)))
-    (table,) = (box for box in outputs(out, "text/html") if "<details>" in box)
+    places = {("PGD-20", "y"): 0, ("PGD-20", "y2"): 1, ("APGD-CE + APGD-T", "y3"): 2}
+    shown = {(trace["name"], trace["yaxis"]): numbers(trace["y"]) for trace in by_attack["data"]}
+    for (name, axis), beta in places.items():
+        column = {"PGD-20": "pgd20_accuracy", "APGD-CE + APGD-T": "screening_accuracy"}[name]
+        truth = 100 * expected(store, "known", beta, lambda m, column=column: m[column])
+        np.testing.assert_allclose(shown[name, axis], truth, rtol=1e-12)
+    table, unlinked = (box for box in outputs(out, "text/html") if "<details>" in box)
+    assert unlinked.count("<tr>") == 1 + 3 * 3 * len(CURVATURES)  # three attacks
+    assert "href" not in unlinked
     for beta in range(3):
         for curvature in CURVATURES:
             runs = ids(store, "known", beta=beta, curvature=curvature)
@@ -168,6 +177,12 @@ def test_figure_3(store, tmp_path):
     assert "Verdict: supported" in verdicts[0]  # the peak was put at 6.5
     text = " ".join(outputs(out, "text/markdown"))
     assert "none of its 110 runs has a record yet" in text
+    assert "the difference between PGD-20 and APGD-CE + APGD-T grows" in text
+    assert "With the 500 attacked images as a sample too" in text
+    (differences,) = (box for box in boxes if "over seeds and images" in box)
+    assert differences.count("<tr>") == 1 + 3  # none of a peak against 7: the highest means are there
+    assert "is the same at both budgets" not in text  # no larger budget was measured
+    assert "accuracy in training minus accuracy on test images" in text
     assert "all made on this machine" in text
 
 
@@ -191,7 +206,7 @@ def test_figure_7(store, tmp_path):
         "standard_grids": [str(store / "standard.yaml")],
     }
     execute_notebook(FIGURES / "figure_7.ipynb", out, parameters)
-    clean, adversarial, *scale_free, standard = outputs(out, "application/vnd.plotly.v1+json")
+    clean, adversarial, *scale_free, share, _, standard = outputs(out, "application/vnd.plotly.v1+json")
     reads = {
         "hessian_clean": (clean, "known", lambda m: np.log(m["hessian_clean"]["rms"])),
         "hessian_adversarial": (adversarial, "known", lambda m: np.log(m["hessian_adversarial"]["rms"])),
@@ -204,6 +219,8 @@ def test_figure_7(store, tmp_path):
             got = numbers(traces(figure)[beta]["y"])
             got = got / 100 if name == "clean_accuracy" else np.log(got)  # norms: geometric means
             np.testing.assert_allclose(got, expected(store, grid, beta, read), rtol=1e-12)
+    np.testing.assert_allclose([numbers(traces(share)[beta]["y"]) for beta in range(3)], 1.5, rtol=1e-9)
+    assert len(share["data"]) == 3  # ReLU has no second derivative
     bars = traces(clean)[1]["error_y"]  # symmetric in the logarithm
     middle = numbers(traces(clean)[1]["y"])
     high, low = middle + numbers(bars["array"]), middle - numbers(bars["arrayminus"])
@@ -294,7 +311,8 @@ def test_every_page_draws_its_grids_when_they_are_complete(tmp_path, monkeypatch
     else:
         assert drawn
         assert figure == "figure_7" or all(
-            "(AutoAttack)" in chart["layout"]["yaxis"]["title"]["text"] for chart in drawn
+            "(AutoAttack)" in title or title.startswith("order β")  # a panel by attack
+            for title in (chart["layout"]["yaxis"]["title"]["text"] for chart in drawn)
         )
 
 
@@ -500,7 +518,8 @@ def test_figure_3_and_summary_say_what_the_whole_of_autoattack_takes(store, tmp_
     empty = str(store / "empty.yaml")
     parameters = {"grids": [empty], "autoattack_grids": [str(tmp_path / "four.yaml")]}
     execute_notebook(FIGURES / "figure_3.ipynb", tmp_path / "figure_3.ipynb", parameters)
-    (figure,) = outputs(tmp_path / "figure_3.ipynb", "application/vnd.plotly.v1+json")
+    figure, by_attack = outputs(tmp_path / "figure_3.ipynb", "application/vnd.plotly.v1+json")
+    assert len({trace["name"] for trace in by_attack["data"]}) == 4
     for beta in range(3):
         shown = numbers(traces(figure)[beta]["y"])
         for curvature, mean in zip(CURVATURES, shown, strict=True):

@@ -1,0 +1,270 @@
+"""What the records say beside the claims of the paper: generated sentences, none of them a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from rctaf.figures import STRENGTHS
+from rctaf.records import Record, table
+from rctaf.statistics import Estimate, cell_means, mean_interval
+from rctaf.verdicts import BAND, FIT_CURVATURES, LOSSES, MIN_SEEDS, complete_seeds, places, too_few_seeds
+from rctaf.words import count, listed, points, typeset
+
+
+def by_strength(records: Sequence[Record]) -> pd.DataFrame:
+    """:func:`rctaf.records.table` with ``apgd_ce_accuracy``: what AutoAttack's first attack leaves by itself."""
+    first = [waterfall[0]["robust"] / r.metrics["n_eval"] if (waterfall := _waterfall(r)) else None for r in records]
+    return table(records).assign(apgd_ce_accuracy=pd.Series(first, dtype=float))
+
+
+def _waterfall(record: Record) -> list[dict]:
+    return record.metrics.get("autoattack", {}).get("waterfall", [])
+
+
+def _by_curvature(rows: pd.DataFrame, value: str) -> pd.DataFrame:
+    """``value`` of one order: a row per curvature, a column per seed."""
+    return rows.pivot_table(values=value, index="curvature", columns="seed").sort_index()
+
+
+def _best(values: pd.DataFrame) -> float:
+    """The curvature with the highest mean; ``values`` from :func:`_by_curvature`."""
+    return float(values.index[int(values.mean(axis=1).to_numpy(float).argmax())])
+
+
+def _each_order(rows: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    return {int(beta): rows[rows["beta"] == beta] for beta in sorted(set(rows["beta"]))}
+
+
+def strength(frame: pd.DataFrame, strong: str) -> str:
+    """How much more accuracy PGD-20 leaves than a stronger attack, along the curvature, as Markdown.
+
+    All differences are paired by seed; the most robust curvature is the one with the highest mean under the stronger
+    attack.
+
+    Args:
+        frame: from :func:`by_strength`.
+        strong: the column of the stronger attack.
+    """
+    if not {strong, "pgd20_accuracy"} <= set(frame):
+        return ""
+    rows = complete_seeds(frame[frame["pgd20_accuracy"].notna()], strong)
+    seeds = rows["seed"].nunique()
+    if seeds < MIN_SEEDS:
+        return too_few_seeds(seeds, MIN_SEEDS)
+    name = STRENGTHS[strong]
+    lines, grows, own = [], [], []
+    for beta, part in _each_order(rows).items():
+        weak, hard = _by_curvature(part, "pgd20_accuracy"), _by_curvature(part, strong)
+        gap, best, highest = weak - hard, _best(hard), float(hard.index[-1])
+        told = _along(gap, best)
+        if best != highest:
+            changes = [_change(t, best, highest) for t in (weak, hard)]
+            told += (
+                f". From {best:g} to {highest:g} accuracy changes by {points(changes[0])} under PGD-20 and by "
+                f"{points(changes[1])} under {name}"
+            )
+            grows += [str(beta)] * bool(_change(gap, best, highest).low > 0)
+        lines.append(f"- order {beta:g}: {told}.")
+        first = weak - _by_curvature(part, "apgd_ce_accuracy") if part["apgd_ce_accuracy"].notna().all() else None
+        if first is not None:
+            own.append(first.loc[[first.index[0], best, highest]].to_numpy(float))
+    unseen = f": there a part of the fall shows only under {name}" if grows else ""
+    text = [
+        f"From the most robust curvature to the highest, the difference between PGD-20 and {name} "
+        f"{_growth(grows)}{unseen}. Accuracy under the first minus accuracy under the second, {seeds} seeds:",
+        "\n".join(lines),
+    ]
+    if len(own) == rows["beta"].nunique():
+        e = [mean_interval(values) for values in np.asarray(own, float).mean(axis=0)]
+        text.append(
+            f"APGD-CE alone, which climbs the same loss as PGD-20, accounts for {points(e[0])} of it at the lowest "
+            f"curvature, {points(e[1])} at the most robust and {points(e[2])} at the highest (mean of the orders)."
+        )
+    return typeset("\n\n".join(text))
+
+
+def _change(values: pd.DataFrame, before: float, after: float) -> Estimate:
+    """By how much a quantity differs between two curvatures, paired by seed; ``values`` as in :func:`_along`."""
+    return mean_interval(values.loc[[before, after]].diff().iloc[-1].to_numpy(float))
+
+
+def _growth(orders: Sequence[str]) -> str:
+    """In which orders a difference grows."""
+    return (
+        f"grows in {_orders(orders)} (95 % interval above 0)"
+        if orders
+        else "grows in no order (no 95 % interval above 0)"
+    )
+
+
+def _orders(orders: Sequence[str]) -> str:
+    return f"order{'s' if len(orders) > 1 else ''} {listed(orders)}"
+
+
+def _along(values: pd.DataFrame, best: float) -> str:
+    """A share at the lowest, the most robust and the highest curvature, and where its mean is largest.
+
+    Args:
+        values: a row per curvature, a column per seed.
+        best: the most robust curvature.
+    """
+    names: dict[float, list[str]] = {}
+    low, high = float(values.index[0]), float(values.index[-1])
+    chosen = {"lowest": low, "most robust": best, "highest": high, "largest difference": _best(values)}
+    for name, at in chosen.items():
+        names.setdefault(at, []).append(name)
+    return ", ".join(
+        f"{points(mean_interval(values.loc[at].to_numpy(float)))} at {at:g} ({' and '.join(names[at])})"
+        for at in sorted(names)
+    )
+
+
+def last_attacks(records: Sequence[Record]) -> str:
+    """What FAB and Square each take after the screening in the runs of RCT-AF, and Square by curvature."""
+    rows = [
+        (r.config.curvature, *(100 * (a["robust"] - b["robust"]) / r.metrics["n_eval"] for a, b in pairwise(after)))
+        for r in records
+        if len(after := _waterfall(r)[1:]) == 3 and r.config.curvature
+    ]
+    if not rows:
+        return "No record holds a result of the standard version of AutoAttack yet."
+    curvature, fab, square = np.array(rows, float).T
+    beyond = curvature > BAND[1]
+    parts = [
+        f"{square[which].mean():.2f} {where} {BAND[1]:g}"
+        for where, which in (("up to", ~beyond), ("beyond", beyond))
+        if which.any()
+    ]
+    return typeset(
+        f"In {count(len(rows), 'run')} of RCT-AF under the standard version, FAB takes another {fab.mean():.2f} points "
+        f"on average and at most {fab.max():.2f}, and then Square, which uses no gradients, {square.mean():.2f} and at "
+        f"most {square.max():.2f} (on average {listed(parts)})."
+    )
+
+
+def larger_budget(frame: pd.DataFrame) -> str:
+    """Where accuracy under PGD-20 is highest at the evaluation's budget, and where at the larger one."""
+    columns = ["pgd20_accuracy", "pgd20_larger_accuracy"]
+    if not set(columns) <= set(frame):
+        return ""
+    rows = complete_seeds(frame[frame[columns[0]].notna()], columns[1])
+    seeds = rows["seed"].nunique()
+    if seeds < MIN_SEEDS or rows.groupby("beta")["curvature"].nunique().min() < FIT_CURVATURES:
+        return too_few_seeds(seeds, MIN_SEEDS)
+    budgets = [rows[name].iloc[0] for name in ("epsilon_eval", "epsilon_larger")]
+    budgets[0] = budgets[0] or rows["epsilon"].iloc[0]
+    found = [places(rows, column, "max") for column in columns]
+    lines = [
+        f"- ε = {budget}: {'; '.join(place.words for place in of_budget)}."
+        for budget, of_budget in zip(budgets, found, strict=True)
+    ]
+    means = [rows.pivot_table(values=column, index="curvature", columns="beta").idxmax() for column in columns]
+    moved = [str(order) for order in means[0].index if means[0][order] != means[1][order]]
+    same = (
+        f"differs between the two budgets in {_orders(moved)}"
+        if moved
+        else "is the same at both budgets in every order"
+    )
+    return typeset(
+        f"The tested curvature with the highest mean under PGD-20 {same}. Place of the peak, {seeds} seeds:\n\n"
+        + "\n".join(lines)
+    )
+
+
+def training_and_test(records: Sequence[Record]) -> pd.DataFrame:
+    """:func:`rctaf.records.table` with ``robust_gap``: accuracy under the training attack minus test under PGD-20.
+
+    The first is that of the last epoch, in training mode, while the weights still change; NaN where nothing was
+    attacked in training.
+    """
+    frame = table(records)
+    last = [r.history.get("train_robust_accuracy", [math.nan])[-1] for r in records]
+    return frame.assign(robust_gap=np.array(last, float) - frame.get("pgd20_accuracy", math.nan))
+
+
+def gap(frame: pd.DataFrame, value: str) -> str:
+    """How training and test accuracy differ along the curvature, from :func:`training_and_test`, as Markdown."""
+    rows = complete_seeds(frame[frame["robust_gap"].notna()], value)
+    seeds = rows["seed"].nunique()
+    if seeds < MIN_SEEDS:
+        return too_few_seeds(seeds, MIN_SEEDS)
+    lines, grows = [], []
+    for beta, part in _each_order(rows).items():
+        gaps, best = _by_curvature(part, "robust_gap"), _best(_by_curvature(part, value))
+        told, highest = _along(gaps, best), float(gaps.index[-1])
+        if best != highest:
+            change = _change(gaps, best, highest)
+            told += f"; from {best:g} to {highest:g} it changes by {points(change)}"
+            grows += [str(beta)] * bool(change.low > 0)
+        lines.append(f"- order {beta:g}: {told}.")
+    head = (
+        "From the most robust curvature to the highest, accuracy in training minus accuracy on test images "
+        f"{_growth(grows)}; {seeds} seeds:\n\n"
+    )
+    return typeset(head + "\n".join(lines))
+
+
+def with_sigma_shares(frame: pd.DataFrame) -> pd.DataFrame:
+    """The records with ``hessian_clean.sigma_share`` and ``hessian_adversarial.sigma_share``: ‖d - g‖ / ‖g‖.
+
+    d is the Hessian's diagonal and g that of its Gauss-Newton part, so d - g is the part linear in σ″. NaN where the
+    unbiased estimate of its square is negative or was not measured.
+    """
+    for loss in LOSSES:
+        square = {
+            part: frame.get(f"hessian_{loss}.{part}_square", pd.Series(math.nan, frame.index)).astype(float)
+            for part in ("remainder", "gauss_newton")
+        }
+        share = np.sqrt(square["remainder"].where(square["remainder"] > 0) / square["gauss_newton"])
+        frame = frame.assign(**{f"hessian_{loss}.sigma_share": share})
+    return frame
+
+
+def sigma_share(frame: pd.DataFrame, loss: str) -> str:
+    """How large the part of σ″ is beside the Gauss-Newton part, over the grid, and what is measured for ReLU."""
+    column = f"hessian_{loss}.sigma_share"
+    logs = frame.assign(log=np.log(frame[column]))
+    rows = complete_seeds(logs, "log")
+    seeds = rows["seed"].nunique()
+    if seeds < MIN_SEEDS:
+        return too_few_seeds(seeds, MIN_SEEDS)
+    means = cell_means(rows, "log")
+    order = means["value"].to_numpy(float).argsort()
+    ends = [means.iloc[int(order[end])] for end in (0, -1)]
+    low, high = (f"{_ratio(e)} in order {e['beta']:g} at {e['curvature']:g}" for e in ends)
+    above, below = (means["low"] > 0).sum(), (means["high"] < 0).sum()
+    regions = {
+        f"below {BAND[0]:g}": rows["curvature"] < BAND[0],
+        f"from {BAND[0]:g} to {BAND[1]:g}": rows["curvature"].between(*BAND),
+        f"beyond {BAND[1]:g}": rows["curvature"] > BAND[1],
+    }
+    averages = [
+        f"{_ratio(vars(mean_interval(rows[which].groupby('seed')['log'].mean().to_numpy(float))))} {where}"
+        for where, which in regions.items()
+        if which.any()
+    ]
+    told = (
+        f"{LOSSES[loss].capitalize()}: the part with σ″ is on average {listed(averages)} times as large as the "
+        f"Gauss-Newton part; the least is {low}, the most {high} (geometric means; in brackets 95 % intervals over "
+        f"{seeds} seeds). By these intervals it is the larger of the two in {above} of {count(len(means), 'cell')} and "
+        f"the smaller in {below}."
+    )
+    relu = frame[(frame["activation"] == "relu") & frame["seed"].isin(rows["seed"])]
+    squares = relu[f"hessian_{loss}.remainder_square"] / relu[f"hessian_{loss}.gauss_newton_square"]
+    if squares.notna().sum() > 1:
+        e = mean_interval(squares.dropna().to_numpy(float))
+        told += (
+            f" For ReLU, which has none, the estimated square of that part is {e.value:.4f} ({e.low:.4f} "
+            f"to {e.high:.4f}) times that of the other."
+        )
+    return typeset(told)
+
+
+def _ratio(e: Mapping[str, float] | pd.Series) -> str:
+    """A mean of logarithms with its interval, as a ratio."""
+    return f"{math.exp(e['value']):.3g} ({math.exp(e['low']):.3g} to {math.exp(e['high']):.3g})"
