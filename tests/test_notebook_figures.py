@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -453,6 +454,7 @@ def test_summary_has_a_row_per_claim(store, tmp_path):
         found = re.search(rf"- {column} \(.*\): (\d+) supp.* (\d+) not supp.* (\d+) und.* (\d+) not t", text).groups()
         assert [int(n) for n in found] == [sum(row[place] == outcome for row in cells.values()) for outcome in OUTCOMES]
     assert f"{ADDED_MARK} Made on 2026-11-30, after all runs of digits" in text
+    assert "No experiment is simulated here yet" in text
     assert "Networks attacked: ResNet-18; " not in text
     assert "ResNet-8 (8/16/32 channels) on digits in ℓ∞ with ε = 0.15" in text
     assert "**Not run so far:** empty (110 runs), empty (110 runs)." in text
@@ -472,6 +474,7 @@ def test_summary_judges_later_seeds_by_themselves(tmp_path, monkeypatch):
     (tmp_path / "halves.yaml").write_text(
         yaml.safe_dump(doc | {"blocks": [{"axes": {"seed": list(range(10)), "curvature": CURVATURES}}]})
     )
+    shutil.copy(ROOT / "results" / "power.json", tmp_path)
     out = tmp_path / "summary.ipynb"
     grids = {str(tmp_path / "halves.yaml"): "halves"}
     execute_notebook(
@@ -483,6 +486,7 @@ def test_summary_judges_later_seeds_by_themselves(tmp_path, monkeypatch):
     assert (float(peaks[0]), peaks[1]) == (pytest.approx(1.0, rel=0.05), "not supported")
     assert "10 seeds" in everything
     assert "35 runs with seed 5 or higher" in " ".join(outputs(out, "text/markdown"))
+    assert sum("table power" in box for box in outputs(out, "text/html")) == 1
 
 
 def test_figure_3_and_summary_say_what_the_whole_of_autoattack_takes(store, tmp_path, monkeypatch):
