@@ -116,9 +116,16 @@ def _orders_alike(rows: pd.DataFrame, value: str, label: str, name: str) -> tupl
 
 
 def _higher(words: str, a: np.ndarray, b: np.ndarray) -> tuple[str, str]:
-    """Is a above b? Rule: see :func:`rctaf.verdicts.sign`."""
-    test = paired_difference(a, b)
-    return f"{words}: {points(test.difference)}, 95 % interval over {test.difference.n} seeds.", sign(test.difference)
+    """Is a above b? Rule: see :func:`rctaf.verdicts.sign`.
+
+    *Barely* is said where the end of the interval that decides is closer to 0 than a tenth of the estimate.
+    """
+    d = paired_difference(a, b).difference
+    outcome = sign(d)
+    end = d.low if outcome == "supported" else d.high
+    side = "above" if outcome == "supported" else "below"
+    barely = f", barely {side} 0" if outcome != "undecided" and abs(end) < abs(d.value) / 10 else ""
+    return f"{words}: {points(d)}, 95 % interval over {d.n} seeds{barely}.", outcome
 
 
 # --- (a) gain --------------------------------------------------------------------------------------------------------

@@ -206,6 +206,24 @@ def test_a_difference_at_one_curvature_speaks_for_neither_label(place):
     assert scipy.stats.binomtest(above, above + below).pvalue > 0.01
 
 
+def test_an_interval_that_ends_near_0_is_shown_on_its_side_and_called_barely_so():
+    b = np.zeros(5)
+    spread = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    reach = scipy.stats.t.ppf(0.975, 4) * spread.std(ddof=1) / math.sqrt(5)  # half of the interval, in these units
+    for part, words in (
+        (0.99, "+0.100 points (+0.001 to +0.199), 95 % interval over 5 seeds, barely above 0."),
+        (0.5, "+0.10 points (+0.05 to +0.15), 95 % interval over 5 seeds."),
+        (1.5, "+0.10 points (\u22120.05 to +0.25), 95 % interval over 5 seeds."),
+    ):
+        a = 0.001 * (1 + part * spread / reach)
+        found, outcome = controls._higher("difference", a, b)
+        assert found == f"difference: {words}"
+        assert outcome == ("undecided" if part > 1 else "supported")
+        found, outcome = controls._higher("difference", b, a)
+        assert (", barely below 0." in found) == (part == 0.99)
+        assert outcome == ("undecided" if part > 1 else "not supported")
+
+
 def test_scatter_about_one_curve():
     frame = rms_runs()
     line = frame.assign(**{VALUE: np.log(frame["rms_start"])})
