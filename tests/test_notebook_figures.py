@@ -453,6 +453,13 @@ def test_summary_has_a_row_per_claim(store, tmp_path):
     for place, column in enumerate(("known", "digits")):
         found = re.search(rf"- {column} \(.*\): (\d+) supp.* (\d+) not supp.* (\d+) und.* (\d+) not t", text).groups()
         assert [int(n) for n in found] == [sum(row[place] == outcome for row in cells.values()) for outcome in OUTCOMES]
+    # every line that the critical reading takes from here finds its topic; no method was run
+    elsewhere = re.findall("<li>(.*?)</li>", "".join(outputs(out, "application/papermill.record/text/html")))
+    assert len(elsewhere) == 14
+    assert [line for line in elsewhere if "no run yet" in line] == [
+        "Figs. 4 to 6: one peak for every method: no run yet."
+    ]
+    assert "Fig. 3: peak between 4 and 10: supported on known." in elsewhere
     assert f"{ADDED_MARK} Made on 2026-11-30, after all runs of digits" in text
     assert "No experiment is simulated here yet" in text
     assert "Networks attacked: ResNet-18; " not in text
