@@ -133,7 +133,7 @@ def orders(rows: pd.DataFrame, value: str) -> str:
     closer = orders_closer_along_curvature(rows, value).outcome == "supported"
     than = ", but lie closer than along α" if closer else ""
     return (
-        f"They {conclusion}{than}. Largest difference of means: {points(e)}, order {largest['orders']} at max|σ″| = "
+        f"They {conclusion}{than}. Largest mean difference: {points(e)}, order {largest['orders']} at max|σ″| = "
         f"{largest['at']:g}."
     )
 
@@ -202,7 +202,7 @@ def hessian(frame: pd.DataFrame, value: str) -> str:
     words = f"A smaller norm goes {listed([f'with {said} {listed(found)}' for said, found in goes.items()])}."
     if relus:
         found = listed([f"{judged} {listed(losses)}" for judged, losses in relus.items()])
-        words += f" ReLU's norm, expected to be larger than theirs within 4 to 10, is {found}."
+        words += f" ReLU's norm, expected to be larger than RCT-AF's within 4 to 10, is {found}."
     return words
 
 

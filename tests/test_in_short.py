@@ -108,7 +108,7 @@ def test_the_largest_difference_between_orders(frame):
     lower = rows[VALUE] - 0.05 * ((rows["beta"] == 2) & np.isclose(rows["curvature"], 15))
     words = said(rows.assign(**{VALUE: lower}), "Orders at equal max|σ″|")
     assert words.startswith("They do not coincide, but lie closer than along α. Largest")
-    (difference,) = re.findall(r"means: \+([\d.]+) points \([^)]*\), order [01] vs 2 at max\|σ″\| = 15\.", words)
+    (difference,) = re.findall(r"difference: \+([\d.]+) points \([^)]*\), order [01] vs 2 at max\|σ″\| = 15\.", words)
     assert float(difference) == pytest.approx(5, abs=0.3)
     noise = 0.01 * np.random.default_rng(0).standard_normal(len(rows))
     apart = said(rows.assign(**{VALUE: 0.6 + 0.03 * rows["beta"] + noise}), "Orders at equal max|σ″|")
