@@ -65,7 +65,7 @@ def _library() -> ctypes.CDLL | None:
     library.rctaf_derivative.restype = None
     library.rctaf_derivative.argtypes = [
         pointer, ctypes.c_int64, ctypes.c_int64, pointer, pointer, integer, ctypes.c_int64, ctypes.c_float, integer,
-        integer, integer, integer, pointer, pointer, integer,
+        integer, integer, pointer, integer,
     ]  # fmt: skip
     library.rctaf_softplus_backward.restype = None
     library.rctaf_softplus_backward.argtypes = [
@@ -79,19 +79,13 @@ def available() -> bool:
     return _library() is not None
 
 
-_HEADS = {0: 2, 1: 1}  # beyond the polynomial: x s for sigma itself, s for its first derivative
-
-
 @cache
-def _table(alpha: float, beta: int, n: int) -> tuple[int, int, int, ctypes.Array, ctypes.Array]:
-    first = max(0, 2 - n)
+def _table(alpha: float, beta: int, n: int) -> tuple[int, ctypes.Array]:
     rows = polynomials(beta, n)
-    width = max([1, *(len(row) for row in rows[first:])])
+    width = max([1, *(len(row) for row in rows[max(0, 2 - n) :])])
     scale = alpha ** (n - 1)
-    flat = [scale * row[j] if k >= first and j < len(row) else 0.0 for k, row in enumerate(rows) for j in range(width)]
-    odd = [(n + k) % 2 for k in range(beta + 1)]
-    head = 3 if beta == n == 0 else _HEADS.get(n, 0)
-    return first, head, width, (ctypes.c_float * len(flat))(*flat), (ctypes.c_int * len(odd))(*odd)
+    flat = [scale * row[j] if j < len(row) else 0.0 for row in rows for j in range(width)]
+    return width, (ctypes.c_float * len(flat))(*flat)
 
 
 class Summand(NamedTuple):
@@ -154,11 +148,11 @@ def derivative_of_sum(
     pointers = [pointer for term, x in zip(terms, tensors, strict=False) for pointer in (x, term.scale, term.shift)] + [
         None
     ] * (6 - 3 * len(terms))
-    first, head, width, rows, odd = _table(alpha, beta, n)
+    width, rows = _table(alpha, beta, n)
     library.rctaf_derivative(
         (ctypes.c_void_p * 6)(*(t if t is None else t.data_ptr() for t in pointers)), *channels(out),
         None if grad is None else tensors[-1].data_ptr(), out.data_ptr(), out.dtype == torch.bfloat16, out.numel(),
-        alpha, beta, first, head, width, rows, odd, torch.get_num_threads(),
+        alpha, beta, n, width, rows, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
