@@ -113,6 +113,7 @@ def use_book_renderer() -> None:
             "xaxis": axis,
             "yaxis": axis,
             "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
+            "title": {"font": {"size": 14}, "x": 0, "xref": "paper"},
             "hoverlabel": {"align": "left"},
             "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "itemwidth": 40},
         }
@@ -474,9 +475,6 @@ def _titled(fig: go.Figure, title: str) -> None:
     fig.update_layout(
         title={
             "text": "<br>".join(lines),
-            "font": {"size": 14},
-            "x": 0,
-            "xref": "paper",
             "y": 1,
             "yanchor": "top",
             "pad": {"t": 35 if len(lines) == 1 else 45},  # below the tool bar; Plotly sets several lines higher

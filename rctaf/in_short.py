@@ -28,6 +28,10 @@ from rctaf.verdicts import (
     complete_seeds,
     falls_beyond,
     hessian_goes_with_robustness,
+    hill,
+    orders_closer_along_curvature,
+    orders_of,
+    peak_in_band,
     places,
     relu_and_band,
     shared_rows,
@@ -44,13 +48,27 @@ def answers(frame: pd.DataFrame, value: str) -> list[Answer]:
     if seeds < MIN_SEEDS:
         return [("Too early", f"There {'is' if seeds == 1 else 'are'} {count(seeds, 'complete seed')} so far.")]
     sentences: dict[str, Callable[[], str]] = {
-        "Where robustness peaks": lambda: peak(rows, value),
+        "The hill": lambda: rise_and_fall(frame, rows, value),
+        "The peak": lambda: peak(rows, value),
         "Orders at equal max|σ″|": lambda: orders(rows, value),
         "Beyond 10": lambda: beyond(frame, rows, value),
         "Against ReLU": lambda: against_relu(frame, rows, value),
         "Hessian diagonal": lambda: hessian(frame, value),
     }
     return [(head, typeset(sentence)) for head, write in sentences.items() if (sentence := write())]
+
+
+def rise_and_fall(frame: pd.DataFrame, rows: pd.DataFrame, value: str) -> str:
+    """Whether robustness is a hill along max|sigma''|, and whether its place is the paper's: the verdicts on both."""
+    outcome, where = hill(frame, value).outcome, orders_of(rows)
+    if outcome == "supported":
+        place = ", though elsewhere" if peak_in_band(frame, value).outcome == "not supported" else ""
+        return f"As in the paper{place}, robustness rises and then falls in {where}: both ends lie below the inside."
+    return {
+        "not supported": f"Robustness does not rise and then fall in {where}: an end lies above the inside.",
+        "undecided": f"That robustness rises and then falls in {where} is not shown.",
+        "not testable": "",
+    }[outcome]
 
 
 def peak(rows: pd.DataFrame, value: str) -> str:
@@ -60,9 +78,12 @@ def peak(rows: pd.DataFrame, value: str) -> str:
         return f"Not testable: {BOOTSTRAP_SEEDS} seeds and {FIT_CURVATURES} curvatures of each order are needed."
     found = places(rows, value, "max")
     where = listed([f"{p.value:.2g} ({p.low:.2g} to {p.high:.2g}) in order {p.order}" for p in found])
+    wider = [str(p.order) for p in found if p.widened]
+    which = "" if len(wider) == len(found) else f" in order{'s' if len(wider) > 1 else ''} {listed(wider)}"
+    widened = f", widened{which} to half-way to the tested neighbours" if wider else ""
     return (
-        f"Accuracy under attack is highest at max|σ″| = {where}; in brackets the 95 % intervals over {seeds} seeds. "
-        f"The paper's range is {BAND[0]:g} to {BAND[1]:g}: {sides(found)}."
+        f"At max|σ″| = {where}; in brackets 95 % intervals over {seeds} seeds{widened}. The paper's range is "
+        f"{BAND[0]:g} to {BAND[1]:g}: {sides(found)}."
     )
 
 
@@ -95,7 +116,8 @@ def sides(found: Sequence[Place]) -> str:
 
 
 def orders(rows: pd.DataFrame, value: str) -> str:
-    """The largest difference between two orders at equal curvature, and whether they coincide."""
+    """Whether the orders coincide at equal curvature, whether they lie closer than at equal sharpness, and the largest
+    difference between two."""
     shared = shared_rows(rows)
     if rows["beta"].nunique() < 2 or shared.empty:
         return ""
@@ -104,13 +126,15 @@ def orders(rows: pd.DataFrame, value: str) -> str:
     low, high = float(largest["largest_low"]), float(largest["largest_high"])
     e = Estimate(float(largest["largest"]), low, high, int(largest["n"]))
     conclusion = {
-        "supported": f"they coincide within {100 * MARGIN:g} point",
-        "not supported": "they do not coincide",
-        "undecided": f"whether they coincide within {100 * MARGIN:g} point is undecided",
+        "supported": f"coincide within {100 * MARGIN:g} point",
+        "not supported": "do not coincide",
+        "undecided": f"may or may not coincide within {100 * MARGIN:g} point",
     }[alike(pairs)]
+    closer = orders_closer_along_curvature(rows, value).outcome == "supported"
+    than = ", but lie closer than along α" if closer else ""
     return (
-        f"At {count(int(largest['curvatures']), 'curvature')}, {conclusion}. The largest difference of two means is "
-        f"{points(e)}: order {largest['orders']} at max|σ″| = {largest['at']:g}, over {e.n} seeds."
+        f"They {conclusion}{than}. Largest mean difference: {points(e)}, order {largest['orders']} at max|σ″| = "
+        f"{largest['at']:g}."
     )
 
 
@@ -142,42 +166,43 @@ def against_relu(frame: pd.DataFrame, rows: pd.DataFrame, value: str) -> str:
         if len(relu) < MIN_SEEDS or band.empty:
             return ""
         d = paired_difference(band.to_numpy(float), relu.to_numpy(float)).difference
-        judged = "more robust than" if d.low > 0 else "less robust than" if d.high < 0 else "not told apart from"
-        words.append(f"order {beta} is {judged} ReLU, {points(d)}")
+        judged = "more robust" if d.low > 0 else "less robust" if d.high < 0 else "not told apart"
+        words.append(f"order {beta} is {judged}, {points(d)}")
     return f"Within {BAND[0]:g} to {BAND[1]:g}, {'; '.join(words)}."
 
 
 def hessian(frame: pd.DataFrame, value: str) -> str:
     """Whether a smaller norm goes with robustness, and where ReLU's stands, for each of the two losses."""
-    goes, relus = [], []
+    goes: defaultdict[str, list[str]] = defaultdict(list)
+    relus: defaultdict[str, list[str]] = defaultdict(list)
     for loss, name in LOSSES.items():
         outcome = hessian_goes_with_robustness(frame, value, loss).outcome
         if outcome == "not testable":
             continue
         column = f"hessian_{loss}.rms"
         rows = complete_seeds(frame.assign(**{value: frame[value].where(frame[column].notna())}), value)
-        within = spearman(rows, column, value).set_index("order").loc["within"]
+        result = {row["order"]: row for row in spearman(rows, column, value).to_dict("records")}
         conclusion = {
-            "supported": "with more robustness",
-            "not supported": "with less robustness",
-            "undecided": "with neither more nor less robustness, as far as can be told,",
+            "supported": "more robustness",
+            "not supported": "less robustness",
+            "undecided": "neither more nor less robustness, as far as can be told,",
         }[outcome]
-        interval = f"{within['correlation']:.2f}, {within['low']:.2f} to {within['high']:.2f}"
-        goes.append(f"{conclusion} for the {name} ({interval})")
+        each = ", ".join(f"{row['correlation']:.2f}" for order, row in result.items() if order.isdigit())
+        what = "" if goes else "rank correlations by order "
+        goes[conclusion].append(f"for the {name} ({what}{each})")
         logs = frame.assign(log=np.log(frame[column].astype(float)))
         relu, band = relu_and_band(logs, complete_seeds(logs, "log"), "log")
         if len(relu) >= MIN_SEEDS and len(band):
             d = paired_difference(relu.to_numpy(float), band.to_numpy(float)).difference
             judged = "larger" if d.low > 0 else "smaller" if d.high < 0 else "not told apart"
             ratio = f"{math.exp(d.value):.2g} times, {math.exp(d.low):.2g} to {math.exp(d.high):.2g}"
-            relus.append(f"{judged} for the {name} ({ratio})")
+            relus[judged].append(f"for the {name} ({ratio})")
     if not goes:
         return ""
-    words = f"A smaller norm goes {listed(goes)}; in brackets the rank correlation within orders."
+    words = f"A smaller norm goes {listed([f'with {said} {listed(found)}' for said, found in goes.items()])}."
     if relus:
-        words += (
-            f" Against RCT-AF within 4 to 10, ReLU's norm, which the paper expects to be larger, is {listed(relus)}."
-        )
+        found = listed([f"{judged} {listed(losses)}" for judged, losses in relus.items()])
+        words += f" ReLU's norm, expected to be larger than RCT-AF's within 4 to 10, is {found}."
     return words
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 import pandas as pd
@@ -202,6 +202,18 @@ def outcome_table(outcomes: pd.DataFrame) -> HTML:
         for claim, row in outcomes.iterrows()
     )
     return HTML(f'<table class="table overview"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>')
+
+
+def outcomes_so_far(judged: Iterable[tuple[str, Verdict]], topics: Sequence[str]) -> HTML:
+    """A line per topic: on which data it has which outcome. ``judged``: a column of the overview and a verdict."""
+    found: dict[str, list[str]] = {topic: [] for topic in topics}
+    for column, verdict in judged:
+        if verdict.topic in found:
+            found[verdict.topic].append(f"{verdict.outcome} on {column}")
+    lines = "".join(
+        f"<li>{escape(topic)}: {escape(', '.join(outcomes) or 'no run yet')}.</li>" for topic, outcomes in found.items()
+    )
+    return HTML(f"<p><strong>Outcomes so far.</strong></p><ul>{lines}</ul>")
 
 
 def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:

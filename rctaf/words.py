@@ -17,13 +17,24 @@ def typeset(text: str) -> str:
     return re.sub(r"(?<=\d) %", "\u00a0%", re.sub(r"(?<![\w.)])-(?=\d)", "\u2212", text))
 
 
+def decimals(*ends: float) -> int:
+    """How many decimals show on which side of 0 the ends of an interval lie: two, or up to four.
+
+    >>> decimals(0.1, 0.2), decimals(0.0021, 0.2), decimals(0.0, -1e-9)
+    (2, 3, 4)
+    """
+    return next((k for k in (2, 3) if all(end == 0 or float(f"{end:.{k}f}") for end in ends)), 4)
+
+
 def points(e: Estimate) -> str:
     """An estimate that is a share, in percentage points with its interval.
 
-    >>> points(Estimate(0.012, 0.003, 0.021, 8))
-    '+1.20 points (+0.30 to +2.10)'
+    >>> points(Estimate(0.012, 0.003, 0.021, 8)), points(Estimate(0.001, 0.00002, 0.002, 8))
+    ('+1.20 points (+0.30 to +2.10)', '+0.100 points (+0.002 to +0.200)')
     """
-    return typeset(f"{100 * e.value:+.2f} points ({100 * e.low:+.2f} to {100 * e.high:+.2f})")
+    value, low, high = (100 * v for v in (e.value, e.low, e.high))
+    k = decimals(low, high)
+    return typeset(f"{value:+.{k}f} points ({low:+.{k}f} to {high:+.{k}f})")
 
 
 def p_value(p: float) -> str:

@@ -4,12 +4,14 @@ import re
 
 import numpy as np
 import pytest
+import scipy.stats
 from synthetic import fill
 
 from rctaf import in_short
 from rctaf.config import Grid
 from rctaf.records import table
-from rctaf.verdicts import Place
+from rctaf.statistics import optimum
+from rctaf.verdicts import Place, places
 
 CURVATURES = [0.25, 0.5, 1, 2, 4, 7, 10, 15, 25, 50]
 GRID = Grid(
@@ -36,21 +38,56 @@ def said(rows, head):
 
 @pytest.mark.parametrize(("peak", "side"), [(6.5, "inside"), (1.0, "below"), (30.0, "above")])
 def test_the_peak_is_where_the_records_have_it(frame, peak, side):
-    words = said(frame(peak=peak, hessian_least=6.5), "Where robustness peaks")
+    words = said(frame(peak=peak, hessian_least=6.5), "The peak")
     found = re.findall(r"([\d.]+) \(([\d.]+) to ([\d.]+)\) in order (\d)", words)
     assert [order for *_, order in found] == ["0", "1", "2"]
     for place, low, high, _ in found:
         assert float(place) == pytest.approx(peak, rel=0.1)
         assert float(low) < peak < float(high)
     assert f"all 3 intervals lie {side} it" in words
-    assert "over 6 seeds" in words
+    assert "over 6 seeds, widened to half-way to the tested neighbours." in words
+
+
+def test_a_bracket_that_is_not_widened_does_not_say_so(frame, monkeypatch):
+    rows = frame(peak=6.5, hessian_least=6.5)
+    made = [Place(0, 6, 5, 8, "", True), Place(1, 6, 4.5, 9, ""), Place(2, 6, 5, 8, "", True)]
+    for found, words in (
+        (made, "over 6 seeds, widened in orders 0 and 2 to half-way to the tested neighbours. The"),
+        (made[:2], "over 6 seeds, widened in order 0 to half-way to the tested neighbours. The"),
+        (made[1:2], "over 6 seeds. The"),
+    ):
+        monkeypatch.setattr(in_short, "places", lambda *_, found=found: found)
+        assert words in said(rows, "The peak")
+    monkeypatch.undo()
+    wide = frame(peak=6.5, hessian_least=6.5, noise=0.03)  # wider over seeds than the spacing
+    for place in places(wide[wide["activation"] == "rctaf"], VALUE, "max"):
+        over_seeds = optimum(wide[wide["beta"] == place.order], VALUE).curvature
+        assert place.widened == (place.low < over_seeds.low or place.high > over_seeds.high)
+
+
+@pytest.mark.parametrize(
+    ("peak", "words"),
+    [
+        (6.5, "As in the paper, robustness rises and then falls in every order: both ends lie below the inside."),
+        (1.0, "As in the paper, though elsewhere, robustness rises and then falls in every order: both ends lie below"),
+        (200, "Robustness does not rise and then fall in every order: an end lies above the inside."),
+    ],
+)
+def test_the_hill(frame, peak, words):
+    rows = frame(peak=peak, hessian_least=6.5)
+    assert said(rows, "The hill").startswith(words)
+    one = rows[rows["beta"] == 1]
+    assert " in order 1: " in said(one, "The hill")
+    flat = one.assign(**{VALUE: 0.6 + 0.01 * np.random.default_rng(0).standard_normal(len(one))})
+    assert said(flat, "The hill") == "That robustness rises and then falls in order 1 is not shown."
+    assert "The hill" not in dict(in_short.answers(one[one["curvature"].isin([2, 7])], VALUE))
 
 
 def test_orders_on_different_sides_are_told_apart(frame):
     rows = frame(peak=6.5, hessian_least=6.5)
     low = frame(peak=1.0, hessian_least=6.5)
     mixed = rows.assign(**{VALUE: rows[VALUE].where(rows["beta"] != 2, low[VALUE])})
-    words = said(mixed, "Where robustness peaks")
+    words = said(mixed, "The peak")
     assert "the intervals of orders 0 and 1 lie inside it, that of order 2 lies below it" in words
     assert in_short.side(Place(0, 4.0, 3.0, 5.0, "")) == "across an edge of"
 
@@ -60,21 +97,22 @@ def test_too_few_seeds_are_said_to_be_too_few(frame):
         ("Too early", "There is 1 complete seed so far.")
     ]
     rows = frame(peak=6.5, hessian_least=6.5, seeds=4)
-    assert said(rows, "Where robustness peaks").startswith("Not testable: 5 seeds")
+    assert said(rows, "The peak").startswith("Not testable: 5 seeds")
     assert "Hessian diagonal" not in dict(in_short.answers(rows, VALUE))
 
 
 def test_the_largest_difference_between_orders(frame):
     rows = frame(peak=6.5, hessian_least=6.5)
     words = said(rows, "Orders at equal max|σ″|")
-    assert words.startswith("At 10 curvatures, they coincide within 1 point.")
+    assert words.startswith("They coincide within 1 point, but lie closer than along α. Largest")
     lower = rows[VALUE] - 0.05 * ((rows["beta"] == 2) & np.isclose(rows["curvature"], 15))
     words = said(rows.assign(**{VALUE: lower}), "Orders at equal max|σ″|")
-    assert "they do not coincide" in words
-    (difference,) = re.findall(
-        r"is \+([\d.]+) points \([^)]*\): order [01] vs 2 at max\|σ″\| = 15, over 6 seeds", words
-    )
+    assert words.startswith("They do not coincide, but lie closer than along α. Largest")
+    (difference,) = re.findall(r"difference: \+([\d.]+) points \([^)]*\), order [01] vs 2 at max\|σ″\| = 15\.", words)
     assert float(difference) == pytest.approx(5, abs=0.3)
+    noise = 0.01 * np.random.default_rng(0).standard_normal(len(rows))
+    apart = said(rows.assign(**{VALUE: 0.6 + 0.03 * rows["beta"] + noise}), "Orders at equal max|σ″|")
+    assert apart.startswith("They do not coincide. Largest")
 
 
 @pytest.mark.parametrize(
@@ -100,22 +138,28 @@ def test_against_relu(frame):
     noise = 0.01 * np.random.default_rng(1).standard_normal(len(rows))
     level = 0.6 + noise + rows["beta"].map(shift).fillna(0)
     words = said(rows.assign(**{VALUE: level}), "Against ReLU")
-    (gain,) = re.findall(r"order 0 is more robust than ReLU, \+([\d.]+) points", words)
+    (gain,) = re.findall(r"order 0 is more robust, \+([\d.]+) points", words)
     assert float(gain) == pytest.approx(4, abs=1)
-    assert "order 1 is not told apart from ReLU" in words
-    assert "order 2 is less robust than ReLU, \u2212" in words
+    assert "order 1 is not told apart, " in words
+    assert "order 2 is less robust, \u2212" in words
     assert "Against ReLU" not in dict(in_short.answers(rows[rows["activation"] == "rctaf"], VALUE))
 
 
 def test_the_hessian(frame):
     rows = frame(peak=6.5, hessian_least=6.5)  # least where robustness peaks; ReLU's norm is 2/3 of that
     words = said(rows, "Hessian diagonal")
-    for loss in ("clean loss", "loss on attacked images"):
-        assert f"with more robustness for the {loss} (\u2212" in words
+    assert "with more robustness for the clean loss (rank correlations by order \u2212" in words
+    assert " and for the loss on attacked images (\u2212" in words
+    family = rows[rows["activation"] == "rctaf"]
+    means = family.groupby(["beta", "curvature"])[["hessian_clean.rms", VALUE]].mean()
+    each = ", ".join(f"{scipy.stats.spearmanr(means.loc[b]).statistic:.2f}" for b in range(3)).replace("-", "\u2212")
+    assert f"by order {each})" in words
     (ratio,) = re.findall(r"is smaller for the clean loss \(([\d.]+) times", words)
     assert 0.6 < float(ratio) < 2 / 3  # of the least in the band
     opposed = rows.assign(**{VALUE: 1 - rows[VALUE]})
-    assert "with less robustness for the clean loss (1.00, " in said(opposed, "Hessian diagonal")
+    assert "with less robustness for the clean loss (rank correlations by order 1.00, 1.00, 1.00)" in said(
+        opposed, "Hessian diagonal"
+    )
     sharp = rows["hessian_clean.rms"].where(rows["activation"] != "relu", 1.0)
     words = said(rows.assign(**{"hessian_clean.rms": sharp}), "Hessian diagonal")
     assert "is larger for the clean loss" in words

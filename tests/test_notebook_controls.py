@@ -206,6 +206,24 @@ def test_a_difference_at_one_curvature_speaks_for_neither_label(place):
     assert scipy.stats.binomtest(above, above + below).pvalue > 0.01
 
 
+def test_an_interval_that_ends_near_0_is_shown_on_its_side_and_called_barely_so():
+    b = np.zeros(5)
+    spread = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    reach = scipy.stats.t.ppf(0.975, 4) * spread.std(ddof=1) / math.sqrt(5)  # half of the interval, in these units
+    for part, words in (
+        (0.99, "+0.100 points (+0.001 to +0.199), 95 % interval over 5 seeds, barely above 0."),
+        (0.5, "+0.10 points (+0.05 to +0.15), 95 % interval over 5 seeds."),
+        (1.5, "+0.10 points (\u22120.05 to +0.25), 95 % interval over 5 seeds."),
+    ):
+        a = 0.001 * (1 + part * spread / reach)
+        found, outcome = controls._higher("difference", a, b)
+        assert found == f"difference: {words}"
+        assert outcome == ("undecided" if part > 1 else "supported")
+        found, outcome = controls._higher("difference", b, a)
+        assert (", barely below 0." in found) == (part == 0.99)
+        assert outcome == ("undecided" if part > 1 else "not supported")
+
+
 def test_scatter_about_one_curve():
     frame = rms_runs()
     line = frame.assign(**{VALUE: np.log(frame["rms_start"])})
@@ -276,6 +294,29 @@ def test_networks_that_learned_nothing_are_no_effect_on_robustness():
     assert outcomes(controls.no_norm(nothing, wide, VALUE)) == ["not supported", "not testable", "not testable"]
 
 
+def longer_runs(long_peak, catches_up):
+    """20 epochs: a peak at 1 and points lost below it. 80: the peak elsewhere, and a share of the lost ones back."""
+    frame = judged("longer")[0]
+    noise = np.random.default_rng(0).normal(0, 5e-4, len(frame)) + 0.01 * frame["seed"]
+    distance = np.log2(frame["curvature"] / np.where(frame["epochs"] == 80, long_peak, 1))
+    lost = 0.02 * np.where((frame["epochs"] == 80) & (distance < 0), 1 - catches_up, 1)
+    return frame.assign(**{VALUE: 0.7 - lost * distance**2 + noise})
+
+
+def test_longer_training_against_a_world_where_it_matters_or_not():
+    same = longer_runs(1, 0)
+    assert outcomes(controls.longer(same, VALUE)) == ["not supported", "undecided", "undecided"]
+    assert outcomes(controls.longer(longer_runs(6.3, 0), VALUE)) == ["supported", "not supported", "supported"]
+    assert outcomes(controls.longer(longer_runs(1, 0.9), VALUE)) == ["not supported", "supported", "undecided"]
+    assert outcomes(controls.longer(longer_runs(1, -0.5), VALUE)) == ["not supported", "not supported", "undecided"]
+    rows = same.assign(**{VALUE: same[VALUE] + 0.05 * ((same["epochs"] == 80) & (same["curvature"] == 0.25))})
+    found = controls.longer(rows, VALUE)[1].measured
+    cell = rows.pivot_table(values=VALUE, index="seed", columns=["epochs", "curvature"])
+    gained = (cell[80, 0.25] - cell[80, 1.0]) - (cell[20, 0.25] - cell[20, 1.0])
+    low, high = scipy.stats.t.interval(0.95, 4, gained.mean(), scipy.stats.sem(gained))
+    assert f"{100 * gained.mean():+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})" in found
+
+
 @pytest.mark.parametrize("seeds", [0, 1, 2])
 def test_too_few_seeds_are_not_judged(seeds):
     frames = {name: judged(name, seeds) for name in GRIDS}
@@ -287,6 +328,7 @@ def test_too_few_seeds_are_not_judged(seeds):
         *controls.weight_decay(frames["weight_decay"][0], VALUE),
         *controls.orders(effective, effective, VALUE),
         *controls.no_norm(frames["no_norm"][0], effective, VALUE),
+        *controls.longer(frames["longer"][0], VALUE),
     ]
     assert set(outcomes(found)) == {"not testable"}
     have = {0: "No complete seed", 1: "Only 1 complete seed", 2: "Only 2 complete seeds"}[seeds]
@@ -341,7 +383,7 @@ def test_page_without_records(store):
     execute_notebook(PAGE, store / "out.ipynb")
     assert outputs(store / "out.ipynb", "application/vnd.plotly.v1+json") == []
     boxes = [box for box in outputs(store / "out.ipynb", "text/html") if 'class="verdict"' in box]
-    assert len(boxes) == 3 + 4 + 1 + 4 + 3
+    assert len(boxes) == 3 + 4 + 1 + 4 + 3 + 3
     assert all("Verdict: not testable" in box for box in boxes)
     text = " ".join(outputs(store / "out.ipynb", "text/markdown"))
     assert "60 runs are missing: `python -m rctaf.runs run grids/digits/controls/gain.yaml` makes them" in text
@@ -366,9 +408,10 @@ def test_page_reads_the_records_back(store):
         "not supported", "supported", "not supported", "not supported", *["supported"] * 4
     ]  # fmt: skip
     # figure_3 has ten seeds and the store five of them: the five complete ones are judged
-    assert found[8:] == ["not supported", *["supported"] * 6]
+    assert found[8:15] == ["not supported", *["supported"] * 6]
+    assert found[15:] == ["not supported", "undecided", "undecided"]  # in this world length plays no part
     drawn = outputs(out, "application/vnd.plotly.v1+json")
-    assert len(drawn) == 2 + 2 + 1 + 3 + 2
+    assert len(drawn) == 2 + 2 + 1 + 3 + 2 + 1
     # every mean of the first figure against a loop over the files
     docs = [json.loads(r.path.read_text()) for r in find(GRIDS["gain"].cells())]
     traces = {trace["name"]: trace for trace in drawn[0]["data"]}

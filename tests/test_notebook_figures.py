@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from synthetic import fill
 from rctaf import figures, records, tables, words
 from rctaf.config import Grid
 from rctaf.notebooks import execute_notebook
-from rctaf.verdicts import NEW_SEED, OUTCOMES
+from rctaf.verdicts import ADDED, ADDED_MARK, NEW_SEED, OUTCOMES
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "notebooks" / "figures"
@@ -173,8 +174,9 @@ def test_figure_3(store, tmp_path):
     assert by_curvature["layout"]["yaxis"]["title"]["text"] == "accuracy under APGD-CE + APGD-T, %"
     boxes = outputs(out, "text/html")
     verdicts = [box for box in boxes if 'class="verdict"' in box]
-    assert len(verdicts) == 5
+    assert len(verdicts) == 7
     assert "Verdict: supported" in verdicts[0]  # the peak was put at 6.5
+    assert [ADDED in box for box in verdicts] == [False] * 5 + [True] * 2
     text = " ".join(outputs(out, "text/markdown"))
     assert "none of its 110 runs has a record yet" in text
     assert "the difference between PGD-20 and APGD-CE + APGD-T grows" in text
@@ -447,7 +449,7 @@ def test_summary_has_a_row_per_claim(store, tmp_path):
     }
     execute_notebook(FIGURES / "summary.ipynb", out, parameters)
     tables = [box for box in outputs(out, "text/html") if "table verdicts" in box]
-    assert [table.count("<tr>") - 1 for table in tables] == [5 + 6 + 1, 1, 1, 2]  # the last: Table 1 as printed
+    assert [table.count("<tr>") - 1 for table in tables] == [7 + 6 + 1, 1, 1, 2]  # the last: Table 1 as printed
     assert "supported</td>" in tables[0].split("<tr>")[2]  # the peak was put at 6.5
     paper, printed, controls = (box for box in outputs(out, "text/html") if "table overview" in box)
     heads = re.findall(r"<th scope=.col.>(.*?)</th>", paper)
@@ -458,7 +460,8 @@ def test_summary_has_a_row_per_claim(store, tmp_path):
         topic: re.findall(r"<td[^>]*>(.*?)</td>", row)
         for topic, row in re.findall(r"<tr><th scope=.row.[^>]*>(.*?)</th>(.*?)</tr>", paper)
     }
-    assert len(cells) == 14
+    assert len(cells) == 16
+    assert cells[f"Fig. 3: a hill (both ends lower) {ADDED_MARK}"] == ["supported", "–"]
     assert cells["Fig. 3: peak between 4 and 10"] == ["supported", "–"]
     assert cells["Fig. 7, clean loss: Hessian least between 4 and 10"] == ["not supported", "–"]
     assert cells["Figs. 4 to 6: one peak for every network"] == ["–", "supported"]
@@ -468,6 +471,15 @@ def test_summary_has_a_row_per_claim(store, tmp_path):
     for place, column in enumerate(("known", "digits")):
         found = re.search(rf"- {column} \(.*\): (\d+) supp.* (\d+) not supp.* (\d+) und.* (\d+) not t", text).groups()
         assert [int(n) for n in found] == [sum(row[place] == outcome for row in cells.values()) for outcome in OUTCOMES]
+    # every line that the critical reading takes from here finds its topic; no method was run
+    elsewhere = re.findall("<li>(.*?)</li>", "".join(outputs(out, "application/papermill.record/text/html")))
+    assert len(elsewhere) == 14
+    assert [line for line in elsewhere if "no run yet" in line] == [
+        "Figs. 4 to 6: one peak for every method: no run yet."
+    ]
+    assert "Fig. 3: peak between 4 and 10: supported on known." in elsewhere
+    assert f"{ADDED_MARK} Made on 2026-11-30, after all runs of digits" in text
+    assert "No experiment is simulated here yet" in text
     assert "Networks attacked: ResNet-18; " not in text
     assert "ResNet-8 (8/16/32 channels) on digits in ℓ∞ with ε = 0.15" in text
     assert "**Not run so far:** empty (110 runs), empty (110 runs)." in text
@@ -487,16 +499,19 @@ def test_summary_judges_later_seeds_by_themselves(tmp_path, monkeypatch):
     (tmp_path / "halves.yaml").write_text(
         yaml.safe_dump(doc | {"blocks": [{"axes": {"seed": list(range(10)), "curvature": CURVATURES}}]})
     )
+    shutil.copy(ROOT / "results" / "power.json", tmp_path)
     out = tmp_path / "summary.ipynb"
     grids = {str(tmp_path / "halves.yaml"): "halves"}
     execute_notebook(
         FIGURES / "summary.ipynb", out, {"adversarial_grids": grids, "standard_grids": [], "comparisons": {}}
     )
     later, everything, _ = (box for box in outputs(out, "text/html") if "table verdicts" in box)
+    assert [box.count(ADDED) for box in (later, everything)] == [0, 2]  # rules that had seen these seeds are left out
     (peaks,) = re.findall(r"Place of the peak: order 1: ([0-9.]+)[^;]*; 5 seeds.*?(not supported|supported)<", later)
     assert (float(peaks[0]), peaks[1]) == (pytest.approx(1.0, rel=0.05), "not supported")
     assert "10 seeds" in everything
     assert "35 runs with seed 5 or higher" in " ".join(outputs(out, "text/markdown"))
+    assert sum("table power" in box for box in outputs(out, "text/html")) == 1
 
 
 def test_figure_3_and_summary_say_what_the_whole_of_autoattack_takes(store, tmp_path, monkeypatch):
@@ -531,7 +546,7 @@ def test_figure_3_and_summary_say_what_the_whole_of_autoattack_takes(store, tmp_
             assert mean == pytest.approx(100 * sum(cell) / 3, rel=1e-12)
     assert said in " ".join(outputs(tmp_path / "figure_3.ipynb", "text/markdown"))
     (table,) = (box for box in outputs(tmp_path / "figure_3.ipynb", "text/html") if "table verdicts" in box)
-    assert table.count("<tr>") - 1 == 5
+    assert table.count("<tr>") - 1 == 7
     assert table.count("not testable</td>") >= 1  # three seeds: too few for the place of a peak
 
     none = {"adversarial_grids": {empty: "none"}, "standard_grids": [], "comparisons": {}}

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import interpolate, stats
 
 from rctaf import statistics
 from rctaf.statistics import (
@@ -14,15 +14,18 @@ from rctaf.statistics import (
     changes_beyond,
     critical_difference,
     holm,
+    inside_against_ends,
     lower_beyond,
     mean_interval,
     minimum_detectable_difference,
+    noise_parts,
     optimum,
     orders_coincide,
     paired_difference,
     rank_correlation,
     seed_deviation,
     trend,
+    variance_between_orders,
     variance_over_cells,
 )
 from rctaf.verdicts import BOOTSTRAP_SEEDS
@@ -258,6 +261,52 @@ def test_changes_beyond_are_differences_of_means_by_hand():
         np.testing.assert_allclose(change, [18, 118, 218])
 
 
+def test_inside_against_ends_by_hand():
+    rng = np.random.default_rng(0)
+    frame = experiment(lambda b, c: hill(c), rng, orders=(0, 1), seeds=5, run_sd=3.0)
+    frame = frame.sample(frac=1, random_state=0)  # the order of rows is no order of seeds
+    found = inside_against_ends(frame, "value")
+    p = []
+    for row in found.to_dict("records"):
+        part = frame[frame["beta"] == row["order"]].set_index(["curvature", "seed"])["value"]
+        chosen, differences = [], []
+        for seed in range(1, 5):
+            earlier = {c: np.mean([part[c, s] for s in range(seed)]) for c in CURVATURES[1:-1]}
+            chosen.append(max(earlier, key=earlier.get))
+            differences.append(part[chosen[-1], seed] - part[row["end"], seed])
+        assert row["chosen"] == chosen
+        interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+        expected = (np.mean(differences), interval.low, interval.high, 4)
+        assert (row["difference"], row["low"], row["high"], row["n"]) == pytest.approx(expected)
+        end = [part[row["end"], s] for s in range(5)]
+        against = [[part[c, s] for s in range(5)] for c in CURVATURES[1:-1]]
+        p.append(max(stats.ttest_rel(end, inside, alternative="greater").pvalue for inside in against))
+    assert found["end"].tolist() == [0.25, 50, 0.25, 50]
+    assert len({tuple(chosen) for chosen in found["chosen"]}) == 2
+    assert found["p_end_above"].tolist() == pytest.approx(p)
+    assert found["p_end_above_holm"].tolist() == pytest.approx(holm(p).tolist())
+    for few in (frame[frame["seed"] < 2], frame[frame["curvature"] < 1]):
+        with pytest.raises(ValueError, match="expected 3 of each"):
+            inside_against_ends(few, "value")
+
+
+@pytest.mark.parametrize(("seeds", "by_all_others"), [(3, 0.038), (5, 0.048), (10, 0.062)])
+def test_the_inside_is_chosen_without_favour(seeds, by_all_others):
+    """Where nothing differs the interval lies above 0 in 2.5 %; it would not, were all other seeds to choose."""
+    rng = np.random.default_rng(seeds)
+    flat = experiment(lambda b, c: 0.0, rng, orders=range(600), seeds=seeds)  # each order by itself is an experiment
+    found = inside_against_ends(flat, "value")
+    for end in (0.25, 50):
+        share = (found.loc[found["end"] == end, "low"] > 0).mean()
+        assert share == pytest.approx(0.025, abs=4 * math.sqrt(0.025 * 0.975 / 600))
+    y = rng.normal(size=(20000, 10, seeds))
+    best = (y.sum(2, keepdims=True) - y)[:, 1:-1].argmax(1)
+    d = np.take_along_axis(y[:, 1:-1], best[:, None], 1)[:, 0] - y[:, 0]
+    assert (stats.ttest_1samp(d, 0, axis=1, alternative="greater").pvalue < 0.025).mean() == pytest.approx(
+        by_all_others, abs=4 * math.sqrt(0.062 * 0.938 / 20000)
+    )
+
+
 def test_a_trend_is_found_and_its_interval_covers_it():
     """2 per doubling for one order, 4 for the other; a slope seen wrongly 5 times in 100, whatever the seed effects."""
     rng = np.random.default_rng(7)
@@ -417,6 +466,78 @@ def test_the_variance_over_cells_is_free_of_seed_noise():
     assert variance_over_cells(x).mean() == pytest.approx(np.mean(pairs))
     with pytest.raises(ValueError, match=r"at least 3 seeds x 2 cells; got the shape \(2, 3\)"):
         variance_over_cells(x[:2])
+
+
+def labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    """With alpha / 2 of orders 0, 1 and 2."""
+    return frame.assign(half_alpha=frame["curvature"] * 2.0 ** (1 - frame["beta"]))
+
+
+def test_the_variance_between_orders_by_hand():
+    rng = np.random.default_rng(0)
+    frame = labelled(experiment(lambda b, c: hill(c) + b, rng, orders=(0, 1, 2), seeds=4))
+    at = np.linspace(math.log(0.5), math.log(25), 201)
+    for label in ("curvature", "half_alpha"):
+        curves = {}
+        for (beta, seed), part in frame.groupby(["beta", "seed"]):
+            part = part.sort_values(label)
+            curves[beta, seed] = interpolate.interp1d(np.log(part[label]), part["value"])(at)
+        about = {
+            s: [curves[b, s] - np.mean([curves[o, s] for o in range(3)], axis=0) for b in range(3)] for s in range(4)
+        }
+        pairs = [np.sum([x * y for x, y in zip(about[i], about[j], strict=True)], axis=0).mean() / 2
+                 for i in range(4) for j in range(4) if i != j]  # fmt: skip
+        found = variance_between_orders(frame, "value", label, 0.5, 25)
+        assert found.shape == (4,)
+        assert found.mean() == pytest.approx(np.mean(pairs))
+    with pytest.raises(ValueError, match=r"order 0 has runs at half_alpha .* do not cover 0.25 to 25"):
+        variance_between_orders(frame, "value", "half_alpha", 0.25, 25)
+
+
+def test_the_variance_between_orders_is_free_of_noise_and_of_interpolation():
+    """Lines in the logarithm, 2 points per doubling: apart by 2 at equal alpha, which is a variance of 4."""
+    rng = np.random.default_rng(1)
+    lines = labelled(experiment(lambda b, c: 2 * np.log2(c), rng, orders=(0, 1, 2), seeds=5, run_sd=0, seed_sd=3))
+    found = {"curvature": [], "half_alpha": []}
+    for _ in range(150):
+        uneven = lines["value"] + rng.normal(size=len(lines)) * np.where(lines["curvature"] < 1, 3, 1)
+        for label, numbers in found.items():
+            numbers.append(variance_between_orders(lines.assign(value=uneven), "value", label, 0.5, 25).mean())
+    for label, truth in (("curvature", 0), ("half_alpha", 4)):
+        exact = variance_between_orders(lines, "value", label, 0.5, 25)
+        np.testing.assert_allclose(exact, truth, atol=1e-9)
+        assert np.mean(found[label]) == pytest.approx(truth, abs=4 * np.std(found[label]) / math.sqrt(150))
+
+    bent = labelled(experiment(lambda b, c: hill(c * 2.0 ** (1 - b)), rng, orders=(0, 1, 2), run_sd=0))
+    assert variance_between_orders(bent, "value", "half_alpha", 0.5, 25).mean() < 0.1**2
+    assert variance_between_orders(bent, "value", "curvature", 0.5, 25).mean() > 2**2
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("apart", [0.0, 3.0])
+def test_orders_equally_far_apart_along_both_labels_seldom_seem_closer_along_one(seeds, apart):
+    rng = np.random.default_rng(seeds)
+    differences = []
+    for _ in range(60):
+        frame = labelled(experiment(lambda b, c: apart * b, rng, orders=(0, 1, 2), seeds=seeds))
+        along, other = (
+            variance_between_orders(frame, "value", label, 0.5, 25) for label in ("curvature", "half_alpha")
+        )
+        differences.append(mean_interval(other - along))
+    for wrong in (np.mean([e.low > 0 for e in differences]), np.mean([e.high < 0 for e in differences])):
+        assert wrong <= 0.025 + 4 * math.sqrt(0.025 * 0.975 / 60)
+
+
+def test_the_noise_is_split_into_that_of_a_seed_and_that_of_a_run():
+    rng = np.random.default_rng(0)
+    squares = []
+    for _ in range(200):
+        frame = experiment(lambda b, c: 10 * c, rng, seeds=5, seed_sd=2.0, run_sd=1.0).assign(activation="rctaf")
+        seed, run = noise_parts(frame, "value")
+        assert seed_deviation(frame, "value")[0].value == pytest.approx(math.hypot(seed, run))
+        squares.append((seed**2, run**2))
+    for found, truth in zip(np.transpose(squares), (4, 1), strict=True):
+        assert found.mean() == pytest.approx(truth, abs=4 * found.std() / math.sqrt(200))
 
 
 def test_a_difference_is_detected_as_often_as_it_says_with_an_estimated_deviation():

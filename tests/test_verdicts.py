@@ -142,6 +142,66 @@ def test_the_fastest_fall(frame, falls, outcome):
     assert verdicts.order_2_falls_fastest(family[family["curvature"] < 10], VALUE).outcome == "not testable"
 
 
+@pytest.mark.parametrize(
+    ("peak", "outcome"), [(6.5, "supported"), (1.0, "supported"), (0.1, "not supported"), (200, "not supported")]
+)
+def test_a_hill_is_one_wherever_its_top_is(frame, peak, outcome):
+    found = verdicts.hill(frame(peak=peak, hessian_least=6.5), VALUE)
+    assert found.outcome == outcome
+    assert found.claim.endswith("both ends of the tested grid are below its inside, in every order.")
+    if outcome == "supported":
+        tested = {6.5: "7", 1.0: "1"}[peak]
+        assert found.measured.count(f", with the inside at {tested};") == 3
+        assert "95\u00a0% intervals over 5 seeds, after a first that only chooses." in found.measured
+        (rise,) = re.findall(r"order 1 \+([\d.]+) points \([^)]*\) to 0.25 and", found.measured)
+        assert float(rise) == pytest.approx(3 * (np.log(0.25 / peak) ** 2 - np.log(float(tested) / peak) ** 2), abs=0.5)
+    else:
+        assert "for the clearest end above all of its inside" in found.measured
+
+
+def test_one_order_without_a_hill_suffices_against_every(frame):
+    top, rising = frame(peak=6.5, hessian_least=6.5), frame(peak=200, hessian_least=6.5)
+    mixed = pd.concat([top[top["beta"] != 1], rising[rising["beta"] == 1]])
+    assert verdicts.hill(mixed, VALUE).outcome == "not supported"
+    noise = 0.01 * np.random.default_rng(0).standard_normal(len(top))
+    flat = top.assign(**{VALUE: top[VALUE].where(top["beta"] != 1, 0.6 + noise)})
+    assert verdicts.hill(flat, VALUE).outcome == "undecided"
+    assert verdicts.hill(top[top["curvature"].isin([2, 7])], VALUE).outcome == "not testable"
+    assert verdicts.hill(top[top["seed"] < 2], VALUE).outcome == "not testable"
+
+
+@pytest.mark.parametrize(("label", "outcome"), [("curvature", "supported"), ("alpha", "not supported")])
+def test_orders_that_coincide_along_one_label(frame, label, outcome):
+    rows = frame(peak=6.5, hessian_least=6.5)
+    rows = rows[rows["activation"] == "rctaf"]
+    noise = 0.002 * np.random.default_rng(0).standard_normal(len(rows))
+    along = rows.assign(**{VALUE: 0.6 - 0.03 * np.log(rows[label] / 6.5) ** 2 + noise})
+    found = verdicts.orders_closer_along_curvature(along, VALUE)
+    assert found.outcome == outcome
+    apart = {name: float(points) for points, name in re.findall(r"([\d.]+) points along (max\|σ″\||α)", found.measured)}
+    assert min(apart, key=apart.__getitem__) == ("max|σ″|" if label == "curvature" else "α")
+    assert min(apart.values()) < 0.1
+    assert "(max|σ″| and α/2 from 0.5 to 25)" in found.measured
+
+
+def test_orders_equally_far_apart_along_both_labels_are_undecided(frame):
+    rows = frame(peak=6.5, hessian_least=6.5)
+    noise = 0.01 * np.random.default_rng(0).standard_normal(len(rows))
+    shifted = rows.assign(**{VALUE: 0.6 + 0.03 * rows["beta"] + noise})
+    assert verdicts.orders_closer_along_curvature(shifted, VALUE).outcome == "undecided"
+    single = verdicts.orders_closer_along_curvature(rows[rows["beta"] == 1], VALUE)
+    assert (single.outcome, single.measured) == ("not testable", "Only order 1 has 3 seeds so far.")
+    narrow = verdicts.orders_closer_along_curvature(rows[rows["curvature"].isin([2, 4])], VALUE)
+    assert (narrow.outcome, narrow.measured) == ("not testable", "The orders have no part of max|σ″| and α in common.")
+
+
+def test_rules_that_came_later_say_so(frame):
+    found = verdicts.figure_3(frame(peak=6.5, hessian_least=6.5), VALUE)
+    later = [verdicts.ADDED in verdict.measured for verdict in found]
+    assert later == [False] * 5 + [True] * 2
+    assert [verdict.topic.endswith(verdicts.ADDED_MARK) for verdict in found] == later
+
+
 def test_orders(frame):
     same = frame(peak=6.5, hessian_least=6.5)
     assert verdicts.orders_agree_below(same, VALUE).outcome == "supported"
@@ -171,6 +231,34 @@ def test_hessian_against_robustness(frame):
     assert verdicts.hessian_goes_with_robustness(together, VALUE, "clean").outcome == "supported"
     opposed = together.assign(**{VALUE: 1 - together[VALUE]})
     assert verdicts.hessian_goes_with_robustness(opposed, VALUE, "clean").outcome == "not supported"
+
+
+def test_a_correlation_within_orders_says_what_it_is_the_mean_of(frame):
+    rows = frame(peak=6.5, hessian_least=6.5)
+    family = rows[rows["activation"] == "rctaf"]
+    means = family.groupby(["beta", "curvature"])[["hessian_clean.rms", VALUE]].mean()
+    each = [scipy.stats.spearmanr(means.loc[b]).statistic for b in range(3)]
+    words = f"the mean of {each[0]:+.2f}, {each[1]:+.2f} and {each[2]:+.2f} in orders 0, 1 and 2;".replace(
+        "-", "\u2212"
+    )
+    assert words in verdicts.hessian_goes_with_robustness(rows, VALUE, "clean").measured
+    one = verdicts.hessian_goes_with_robustness(rows[rows["beta"] == 1], VALUE, "clean").measured
+    assert "mean of" not in one
+    noisy = family[VALUE] + 0.02 * np.random.default_rng(0).standard_normal(len(family))
+    found = verdicts.hessian_goes_with_robustness(family.assign(**{VALUE: noisy}), VALUE, "clean").measured
+    value, low, high = (
+        float(n.replace("\u2212", "-"))
+        for n in re.search(r"within orders (\S+) \(95\u00a0% interval (\S+) to (\S+)\)", found).groups()
+    )
+    assert (value - low < (high - low) / 4) == ("pulls a correlation" in found)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "pulled"),
+    [(-0.7, -0.75, -0.4, True), (-0.6, -0.75, -0.4, False), (0.7, 0.4, 0.75, True), (0.45, 0.4, 0.75, False)],
+)
+def test_a_correlation_at_the_far_end_of_its_interval(value, low, high, pulled):
+    assert verdicts.pulled_to_0({"correlation": value, "low": low, "high": high}) is pulled
 
 
 def test_the_scale_free_norm_is_judged_by_the_same_rules(frame):
@@ -255,9 +343,67 @@ def expect_rises_below(cube: np.ndarray) -> str:
     return "not supported" if high < 0 or fall < 0.025 else "undecided"
 
 
+def expect_hill(cube: np.ndarray) -> str:
+    contrasts, above = [], []
+    for order in cube:  # [curvature, seed]
+        for end in (order[0], order[-1]):
+            chosen = [1 + int(order[1:-1, :s].mean(1).argmax()) for s in range(1, 6)]
+            contrasts.append(np.array([order[c, s] - end[s] for s, c in enumerate(chosen, 1)]))
+            above.append(max(p_of(end - inside, "greater") for inside in order[1:-1]))
+    if all(mean_over_95(d)[0] > 0 for d in contrasts):
+        return "supported"
+    return "not supported" if min(holm(above)) < 0.05 else "undecided"
+
+
+def ends_about_as_low_as_noise(rows: pd.DataFrame, rng: np.random.Generator) -> pd.Series:
+    """Ends lower than a flat inside, in some worlds but for one that is higher."""
+    ends = rng.normal(-0.035, 0.005, (3, 2))
+    if rng.random() < 0.5:
+        ends[1, 0] = rng.normal(0.03, 0.01)
+    low, high = ends[rows["beta"], 0], ends[rows["beta"], 1]
+    shift = np.where(rows["curvature"] == 0.25, low, np.where(rows["curvature"] == 50, high, 0))
+    return 0.8 + shift + rng.normal(0, 0.01, len(rows))
+
+
+def lines_shared_along_a_label(rows: pd.DataFrame, rng: np.random.Generator) -> pd.Series:
+    """Lines in the logarithm of alpha or of the curvature; flat ones are shared along both."""
+    along_alpha, slope = rng.random() < 0.5, rng.uniform(0, 0.012)
+    return (
+        0.8 + slope * (np.log2(rows["curvature"]) + along_alpha * (1 - rows["beta"])) + rng.normal(0, 0.01, len(rows))
+    )
+
+
+OTHER_WORLDS = {
+    verdicts.hill: ends_about_as_low_as_noise,
+    verdicts.orders_closer_along_curvature: lines_shared_along_a_label,
+}
+
+
+def expect_orders_closer(cube: np.ndarray) -> str:
+    """By products of the deviations of two seeds, once with all seeds and once without each of them."""
+    at = np.linspace(np.log(0.5), np.log(25), 201)
+
+    def between(octaves: int, seeds: list[int]) -> float:
+        curves = [[np.interp(at, np.log(CURVATURES) + octaves * (1 - b) * np.log(2), cube[b, :, s]) for s in seeds]
+                  for b in range(3)]  # fmt: skip
+        about = np.array(curves) - np.mean(curves, axis=0)
+        n = len(seeds)
+        return np.mean([(about[:, i] * about[:, j]).sum(0).mean() / 2 for i in range(n) for j in range(n) if i != j])
+
+    def difference(seeds: list[int]) -> float:
+        return between(1, seeds) - between(0, seeds)
+
+    every = list(range(6))
+    pseudo = [6 * difference(every) - 5 * difference([s for s in every if s != left]) for left in every]
+    low, high = mean_over_95(np.array(pseudo))
+    return "supported" if low > 0 else "not supported" if high < 0 else "undecided"
+
+
 @pytest.mark.parametrize(
     ("rule", "expect"),
     [
+        (verdicts.hill, expect_hill),
+        (verdicts.orders_closer_along_curvature, expect_orders_closer),
         (verdicts.falls_beyond, expect_falls_beyond),
         (verdicts.order_2_falls_fastest, expect_order_2_falls_fastest),
         (verdicts.rises_below, expect_rises_below),
@@ -267,6 +413,8 @@ def test_a_rule_decides_as_its_text_says_where_p_values_are_near_their_bounds(ru
     found = set()
     for trial in range(120):
         rows = borderline(trial, bend=(-0.005, 0.0, 0.005)[trial % 3])
+        if rule in OTHER_WORLDS:
+            rows[VALUE] = OTHER_WORLDS[rule](rows, np.random.default_rng(trial))
         cube = rows[VALUE].to_numpy().reshape(3, len(CURVATURES), 6)
         assert rule(rows, VALUE).outcome == expect(cube), trial
         found.add(expect(cube))
@@ -322,6 +470,8 @@ def test_two_seeds_are_never_judged(frame):
         verdicts.rises_below(rows, VALUE),
         verdicts.falls_beyond(rows, VALUE),
         verdicts.order_2_falls_fastest(rows, VALUE),
+        verdicts.hill(rows, VALUE),
+        verdicts.orders_closer_along_curvature(rows, VALUE),
         verdicts.tuned_beat_common(rows, VALUE),
         verdicts.hessian_least_in_band(rows, "clean"),
         verdicts.relu_is_sharper(rows, "clean"),
@@ -463,10 +613,10 @@ def test_single_runs_say_nothing_without_seeds(frame):
 def test_every_row_of_an_overview_is_one_claim(frame):
     rows = frame(peak=6.5, hessian_least=6.5)
     found = [*verdicts.figure_3(rows, VALUE), *verdicts.figure_7(rows, VALUE), *verdicts.table_1(rows, VALUE)]
-    assert len({v.claim for v in found}) == len({v.topic for v in found}) == len(found) == 14
+    assert len({v.claim for v in found}) == len({v.topic for v in found}) == len(found) == 16
     other = verdicts.Verdict("another", "", "undecided", found[3].topic)
     table = verdicts.overview([*(("a", v) for v in found), ("b", other)])
     assert table["a"].tolist() == [v.outcome for v in found]
-    assert table["b"].tolist() == [other.outcome if i == 3 else "" for i in range(14)]
+    assert table["b"].tolist() == [other.outcome if i == 3 else "" for i in range(16)]
     with pytest.raises(ValueError, match="two verdicts at b"):
         verdicts.overview([("b", other), ("b", other)])
