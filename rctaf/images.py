@@ -16,7 +16,7 @@ from rctaf.names import activation_name
 from rctaf.records import Record, table
 from rctaf.statistics import Array, Estimate, mean_interval
 from rctaf.verdicts import BAND, MIN_SEEDS, TUNED, complete_seeds
-from rctaf.words import typeset
+from rctaf.words import decimals, typeset
 
 Differences = dict[str, tuple[Estimate, Estimate]]  # by name: over seeds, over seeds and images
 _VERSIONS = {"screening_accuracy": "screening", "robust_accuracy": "standard"}  # whose masks a column is the mean of
@@ -127,11 +127,14 @@ def describe(found: Differences, images: int) -> str:
     reaches = [(seeds.high - seeds.low, both.high - both.low) for seeds, both in found.values()]
     wider = [both / seeds for seeds, both in reaches if seeds > 0] or [math.inf]
     apart = [(seeds, both) for seeds, both in found.values() if not seeds.low <= 0 <= seeds.high]
+    told = "none of them leaves out 0 over seeds"
     still = sum(not both.low <= 0 <= both.high for _, both in apart)
+    if apart:
+        told = f"{still} of the {len(apart)} that leave out 0 over seeds still do"
     return (
         f"With the {images} attacked images as a sample too, the intervals of the differences below are "
         f"{min(wider):.2f} to {max(wider):.2f} times as wide as over {max(seeds.n for seeds, _ in found.values())} "
-        f"seeds alone; {still} of the {len(apart)} that leave out 0 over seeds still do."
+        f"seeds alone; {told}."
     )
 
 
@@ -139,12 +142,13 @@ def differences_table(found: Differences) -> HTML:
     """The differences of :func:`differences` with both intervals, in percentage points."""
 
     def interval(e: Estimate) -> str:
-        return f"{100 * e.low:+.2f} to {100 * e.high:+.2f}"
+        k = decimals(100 * e.low, 100 * e.high)
+        return f"{100 * e.low:+.{k}f} to {100 * e.high:+.{k}f}"
 
     rows = [
         ("th", ["difference", "points", "95 % interval over seeds", "over seeds and images"]),
         *(
-            ("td", [escape(name), f"{100 * both.value:+.2f}", interval(seeds), interval(both)])
+            ("td", [escape(name), f"{100 * both.value:+z.2f}", interval(seeds), interval(both)])
             for name, (seeds, both) in found.items()
         ),
     ]

@@ -57,7 +57,7 @@ def strength(frame: pd.DataFrame, strong: str) -> str:
     if seeds < MIN_SEEDS:
         return too_few_seeds(seeds, MIN_SEEDS)
     name = STRENGTHS[strong]
-    lines, grows, own = [], [], []
+    lines, grows, unseen, own = [], [], [], []
     for beta, part in _each_order(rows).items():
         weak, hard = _by_curvature(part, "pgd20_accuracy"), _by_curvature(part, strong)
         gap, best, highest = weak - hard, _best(hard), float(hard.index[-1])
@@ -68,15 +68,17 @@ def strength(frame: pd.DataFrame, strong: str) -> str:
                 f". From {best:g} to {highest:g} accuracy changes by {points(changes[0])} under PGD-20 and by "
                 f"{points(changes[1])} under {name}"
             )
-            grows += [str(beta)] * bool(_change(gap, best, highest).low > 0)
+            if _change(gap, best, highest).low > 0:
+                grows.append(str(beta))
+                unseen += [str(beta)] * bool(changes[1].high < 0)
         lines.append(f"- order {beta:g}: {told}.")
         first = weak - _by_curvature(part, "apgd_ce_accuracy") if part["apgd_ce_accuracy"].notna().all() else None
         if first is not None:
             own.append(first.loc[[first.index[0], best, highest]].to_numpy(float))
-    unseen = f": there a part of the fall shows only under {name}" if grows else ""
+    fall = f": a part of the fall in {_orders(unseen)} shows only under {name}" if unseen else ""
     text = [
         f"From the most robust curvature to the highest, the difference between PGD-20 and {name} "
-        f"{_growth(grows)}{unseen}. Accuracy under the first minus accuracy under the second, {seeds} seeds:",
+        f"{_growth(grows)}{fall}. Accuracy under the first minus accuracy under the second, {seeds} seeds:",
         "\n".join(lines),
     ]
     if len(own) == rows["beta"].nunique():

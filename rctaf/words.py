@@ -31,10 +31,12 @@ def points(e: Estimate) -> str:
 
     >>> points(Estimate(0.012, 0.003, 0.021, 8)), points(Estimate(0.001, 0.00002, 0.002, 8))
     ('+1.20 points (+0.30 to +2.10)', '+0.100 points (+0.002 to +0.200)')
+    >>> points(Estimate(-1e-18, 0.1, 0.2, 8))  # a sum of floats that is 0
+    '+0.00 points (+10.00 to +20.00)'
     """
     value, low, high = (100 * v for v in (e.value, e.low, e.high))
     k = decimals(low, high)
-    return typeset(f"{value:+.{k}f} points ({low:+.{k}f} to {high:+.{k}f})")
+    return typeset(f"{value:+z.{k}f} points ({low:+.{k}f} to {high:+.{k}f})")
 
 
 def p_value(p: float) -> str:

@@ -127,6 +127,7 @@ def test_the_table_and_its_sentence():
     said = images.describe(found, 500)
     assert "With the 500 attacked images" in said
     assert "1.00 to 3.00 times as wide as over 5 seeds alone; 1 of the 2 that leave out 0" in said
+    assert "alone; none of them leaves out 0 over seeds." in images.describe({"none": other}, 500)
     table = images.differences_table(found).data
     assert "<td>a &lt; b</td><td>+2.00</td><td>+1.00 to +3.00</td><td>\u22121.00 to +5.00</td>" in table
 

@@ -64,6 +64,7 @@ def test_strength_of_the_attack():
     text = remarks.strength(frame, "screening_accuracy")
     head, bullets, own = text.split("\n\n")
     assert "grows in orders 0 and 2 (95\u00a0% interval above 0)" in head
+    assert ": a part of the fall in orders 0 and 2 shows only under APGD-CE + APGD-T." in head
     assert head.endswith("5 seeds:")
 
     def weak(r):
@@ -92,6 +93,13 @@ def test_strength_of_the_attack():
     assert numbers(own.replace("PGD-20", "")) == [number for values in means for number in interval(values)]
 
     assert "3 are needed" in remarks.strength(frame[frame["seed"] < 2], "screening_accuracy")
+    for r in made:  # the accuracies scatter so much at the end that no fall is shown; the difference stays
+        if r.config.curvature == pytest.approx(25):
+            for name in ("screening_accuracy", "pgd20_accuracy"):
+                r.metrics[name] += 0.3 * np.cos(2 * r.config.seed)
+    head = remarks.strength(remarks.by_strength(made), "screening_accuracy")
+    assert "grows in orders 0 and 2" in head
+    assert "a part of the fall" not in head
     assert remarks.strength(frame, "robust_accuracy") == ""  # not measured
     for r in made:
         r.metrics["pgd20_accuracy"] = r.metrics["screening_accuracy"] + 0.03 - 0.001 * (r.config.curvature or 1)
