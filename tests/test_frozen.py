@@ -187,6 +187,13 @@ def test_what_cannot_be_frozen_says_why():
         def forward(self, x):
             return (self.conv(x) + torch.randn(1)).flatten(1)
 
+    class Adapts(OwnForward):  # a defence that moves every image along its own gradient
+        def forward(self, x):
+            with torch.enable_grad():
+                z = x.detach().requires_grad_()
+                (slope,) = torch.autograd.grad(self.conv(z).square().sum(), z)
+            return self.conv(x - slope).flatten(1)
+
     class Padded(OwnForward):  # a random-padding defence, by a generator that torch does not know
         def forward(self, x):
             left = random.randrange(5)
@@ -209,6 +216,7 @@ def test_what_cannot_be_frozen_says_why():
         return model
 
     for model, message in [
+        (Adapts(1), "its trace cannot be run: element 0 of tensors does not require grad"),
         (Padded(1), "draws random numbers"),
         (Counts(1), "does something that its trace does not show"),
         (nn.Sequential(conv, WithRelu(2)), "holds a WithRelu"),

@@ -17,7 +17,6 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from rctaf.activations import ACTIVATION_MODULES, LearnedRCTAF
@@ -46,7 +45,8 @@ class Frozen(nn.Module):
 
     Raises:
         Unsupported: the forward cannot be traced, draws random numbers, or holds a module of another kind (a subclass
-            is one, for its forward may be another) or with hooks; or the result is not the same function.
+            is one, for its forward may be another) or with hooks; or the trace cannot be run or is not the same
+            function.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
     >>> x = torch.rand(5, 1, 4, 4)
@@ -212,8 +212,26 @@ def _in_use(norm: nn.Module) -> Any:
     return norm.sets[norm.active] if isinstance(norm, SplitBatchNorm2d) else norm
 
 
+class _Shapes(torch.fx.Interpreter):
+    """Runs a graph and remembers the shape of what every node gives."""
+
+    def __init__(self, body: torch.fx.GraphModule) -> None:
+        super().__init__(body)
+        self.found: dict[torch.fx.Node, torch.Size] = {}
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.found[n] = result.shape
+        return result
+
+
 def _shapes(body: torch.fx.GraphModule, example: Tensor) -> dict[torch.fx.Node, torch.Size]:
     """The shape of what every node of the graph gives."""
-    with eval_mode(body), torch.no_grad():
-        ShapeProp(body).propagate(example[:1])
-    return {n: n.meta["tensor_meta"].shape for n in body.graph.nodes if hasattr(n.meta.get("tensor_meta"), "shape")}
+    shapes = _Shapes(body)
+    try:
+        with eval_mode(body), torch.no_grad():
+            shapes.run(example[:1])
+    except Exception as error:  # a trace has calls, and not what stood around them, as torch.enable_grad() does
+        raise Unsupported(f"its trace cannot be run: {' '.join(str(error).split())[:200]}") from None
+    return shapes.found
