@@ -190,7 +190,7 @@ def _settings(configs: Iterable[RunConfig]) -> str:
 
 
 def across_data_sets(scales: Sequence[Evidence]) -> pd.DataFrame:
-    """RCT-AF in grids that have records as one frame, at the orders they share, with a column ``data set``."""
+    """RCT-AF in grids that have records of it as one frame, at the orders they share, with a column ``data set``."""
     frames = []
     for scale in scales:
         rows = scale.frame[scale.frame["activation"] == "rctaf"]
@@ -312,9 +312,11 @@ def _add_means(fig: go.Figure, cells: pd.DataFrame, x: str, percent: bool, aside
 def add_reference_lines(fig: go.Figure, cells: pd.DataFrame, *, percent: bool = True) -> go.Figure:
     """A dotted line for each named baseline, at its mean over seeds, in a faint band, its interval.
 
-    The type of the y axis must be set before.
+    The type of the y axis must be set before. A figure without points, as early in a sweep, has no place for lines.
     """
     places = sorted({x for trace in fig.data for x in trace.x})
+    if not places:
+        return fig
     ends = [places[0], places[-1]]
     for _, row in cells.sort_values("mean").iterrows():
         low, y, high = (row[name] * (100 if percent else 1) for name in ("low", "mean", "high"))

@@ -25,10 +25,14 @@ def runs_table(*cells: pd.DataFrame, percent: bool = True) -> HTML:
     """The numbers under a figure with the records behind each, folded: for readers without a mouse, and for copying.
 
     Args:
-        cells: what the figure was drawn from, from :func:`rctaf.figures.cells`; columns empty throughout are left out.
+        cells: what the figure was drawn from, from :func:`rctaf.figures.cells`; columns empty throughout are left out,
+            and so is the table where there is nothing in it.
         percent: as in :func:`rctaf.figures.curves`.
     """
-    rows = pd.concat([part.dropna(axis=1, how="all") for part in cells if len(part)], ignore_index=True)
+    parts = [part.dropna(axis=1, how="all") for part in cells if len(part)]
+    if not parts:
+        return HTML("")
+    rows = pd.concat(parts, ignore_index=True)
     keys = [name for name in rows.columns if name not in {"mean", "low", "high", "n", "runs"}]
     rows = rows.reindex(columns=[*keys, "mean", "low", "high", "n", "runs"])
     if "activation" in keys:
