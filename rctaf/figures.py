@@ -23,7 +23,7 @@ from rctaf.names import DATASETS, activation_name, method_name, network_name
 from rctaf.records import ROOT, Record, find, table
 from rctaf.statistics import cell_means
 from rctaf.verdicts import BAND
-from rctaf.words import typeset
+from rctaf.words import count, typeset
 
 COLOURS = {  # by order, or by place; Okabe and Ito's as far as they can be seen on white and on black, and a brown
     0: "#0072b2",
@@ -158,14 +158,14 @@ class Evidence:
         seeds = _span([made[point] for point in planned])
         if runs < self.total:
             seeds = f"{seeds} of {_span(list(planned.values()))} planned"
-        seeds += " seed" if seeds == "1" else " seeds"
         kept = sum(record.kept for record in self.records)
         whose = {runs: "all committed evidence", 0: "all made on this machine"}.get(
             kept, f"{kept} committed, {runs - kept} made on this machine"
         )
         return (
             f"**{self.grid.name}**: {self.grid.scale}. {_settings(cells.values())}. "
-            f"{'So far ' if runs < self.total else ''}{runs} of {self.total} runs, {seeds} per point, {whose}."
+            f"{'So far ' if runs < self.total else ''}{runs} of {self.total} runs, {count(seeds, 'seed')} per point, "
+            f"{whose}."
         )
 
 
@@ -353,8 +353,8 @@ def _hover(name: str, cell: pd.Series, percent: bool) -> str:
     """What a point says: its mean, its interval and the ids of its runs."""
     mean, interval = in_words(cell, percent)
     interval = f", 95 % interval {interval}" if interval else ""
-    seeds = f"{cell['n']} seed{'s' if cell['n'] > 1 else ''}"
-    return typeset(f"{name}<br>mean {mean}{' %' if percent else ''}{interval}<br>{seeds}<br>runs {_wrap(cell['runs'])}")
+    seeds, runs = count(cell["n"], "seed"), _wrap(cell["runs"])
+    return typeset(f"{name}<br>mean {mean}{' %' if percent else ''}{interval}<br>{seeds}<br>runs {runs}")
 
 
 def in_words(cell: pd.Series, percent: bool) -> tuple[str, str]:
