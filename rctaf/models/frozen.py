@@ -61,7 +61,7 @@ class Frozen(nn.Module):
             if any(getattr(module, hooks) for hooks in _HOOKS):
                 raise Unsupported(f"{name or type(model).__name__} has hooks, which a trace passes over")
         try:
-            with eval_mode(model):  # a forward may ask for the mode; the trace keeps the answer
+            with eval_mode(model), torch.enable_grad():  # a forward may ask for the mode; the trace keeps the answer
                 graph = _Tracer().trace(model)
         except Exception as error:  # whatever a forward may raise when it meets a Proxy
             raise Unsupported(f"{type(model).__name__} cannot be traced: {error}") from None
@@ -130,6 +130,11 @@ class Frozen(nn.Module):
 
 
 class _Tracer(torch.fx.Tracer):
+    def create_node(self, *args: Any, **kwargs: Any) -> torch.fx.Node:
+        if not torch.is_grad_enabled():  # a trace does not show it, and would have gradients where the network has none
+            raise ValueError("it switches gradients off")
+        return super().create_node(*args, **kwargs)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = isinstance(m, (*_NORMS, *_SAME_IN_BOTH_MODES))  # a subclass stays whole, to be refused below
         return known or super().is_leaf_module(m, module_qualified_name)
