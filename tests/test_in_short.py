@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import scipy.stats
-from synthetic import fill
+from synthetic import fill, longer_runs
 
 from rctaf import in_short
 from rctaf.config import Grid
@@ -194,3 +194,20 @@ def test_the_list_escapes_what_it_is_given():
     assert in_short.as_list("a < b", [("x & y", "1 < 2")]).data == (
         '<p>a &lt; b</p><ul class="in-short"><li><strong>x &amp; y.</strong> 1 &lt; 2</li></ul>'
     )
+
+
+def test_longer_training():
+    def world(long_peak, catches_up):
+        return longer_runs(VALUE, long_peak, catches_up)
+
+    few = world(1, 0)
+    assert in_short.longer(few[few["seed"] < 4], VALUE) == []
+    ((_, same),) = in_short.longer(world(1, 0), VALUE)
+    assert "is not told to gain on one of 1" in same
+    ((_, moved),) = in_short.longer(world(0.25, 1), VALUE)
+    assert "a max|σ″| of 0.25 gains on one of 1 (from \u22128.0 to +" in moved
+    assert "most robust at 0.25 (" in moved
+    assert re.search(r"not at (0\.9\d?|1|1\.\d)[;.]", moved)
+    assert moved.endswith("; the fitted curve rises no more.")
+    ((_, worse),) = in_short.longer(world(1, -0.5), VALUE)
+    assert "loses against one of 1 (from \u22128.0 to \u221212.0 points)" in worse

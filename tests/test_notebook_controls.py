@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy
-from synthetic import estimate
+from synthetic import estimate, longer_runs
 from test_notebook_figures import numbers, outputs
 
 from rctaf import controls
@@ -321,21 +321,16 @@ def test_networks_that_learned_nothing_are_no_effect_on_robustness():
     assert outcomes(controls.no_norm(nothing, wide, VALUE)) == ["not supported", "not testable", "not testable"]
 
 
-def longer_runs(long_peak, catches_up):
-    """20 epochs: a peak at 1 and points lost below it. 80: the peak elsewhere, and a share of the lost ones back."""
-    frame = judged("longer")[0]
-    noise = np.random.default_rng(0).normal(0, 5e-4, len(frame)) + 0.01 * frame["seed"]
-    distance = np.log2(frame["curvature"] / np.where(frame["epochs"] == 80, long_peak, 1))
-    lost = 0.02 * np.where((frame["epochs"] == 80) & (distance < 0), 1 - catches_up, 1)
-    return frame.assign(**{VALUE: 0.7 - lost * distance**2 + noise})
-
-
 def test_longer_training_against_a_world_where_it_matters_or_not():
-    same = longer_runs(1, 0)
+    same = longer_runs(VALUE, 1, 0)
     assert outcomes(controls.longer(same, VALUE)) == ["not supported", "undecided", "undecided"]
-    assert outcomes(controls.longer(longer_runs(6.3, 0), VALUE)) == ["supported", "not supported", "supported"]
-    assert outcomes(controls.longer(longer_runs(1, 0.9), VALUE)) == ["not supported", "supported", "undecided"]
-    assert outcomes(controls.longer(longer_runs(1, -0.5), VALUE)) == ["not supported", "not supported", "undecided"]
+    assert outcomes(controls.longer(longer_runs(VALUE, 6.3, 0), VALUE)) == ["supported", "not supported", "supported"]
+    assert outcomes(controls.longer(longer_runs(VALUE, 1, 0.9), VALUE)) == ["not supported", "supported", "undecided"]
+    assert outcomes(controls.longer(longer_runs(VALUE, 1, -0.5), VALUE)) == [
+        "not supported",
+        "not supported",
+        "undecided",
+    ]
     rows = same.assign(**{VALUE: same[VALUE] + 0.05 * ((same["epochs"] == 80) & (same["curvature"] == 0.25))})
     found = controls.longer(rows, VALUE)[1].measured
     cell = rows.pivot_table(values=VALUE, index="seed", columns=["epochs", "curvature"])
