@@ -26,17 +26,6 @@ struct summand {
     const float *scale, *shift;
 };
 
-/* ask for the memory of the block after the next: stores above all wait for it otherwise */
-static inline void ahead(const void *x, const void *other, const void *grad, const void *out, int64_t start, int bytes) {
-    int64_t from = (start + 2 * BLOCK) * bytes, to = from + BLOCK * bytes;
-    for (int64_t i = from; i < to; i += 64) {
-        __builtin_prefetch((const char *)x + i, 0, 2);
-        __builtin_prefetch((const char *)out + i, 1, 2);
-        if (other) __builtin_prefetch((const char *)other + i, 0, 2);
-        if (grad) __builtin_prefetch((const char *)grad + i, 0, 2);
-    }
-}
-
 /* a float as its bits and back */
 static inline uint32_t bits_of(float x) {
     uint32_t bits;
@@ -169,7 +158,6 @@ void rctaf_derivative(const struct summand *terms, int64_t channels, int64_t inn
         int count = (int)(size - start < BLOCK ? size - start : BLOCK);
         float x_buffer[BLOCK], grad_buffer[BLOCK], out_buffer[BLOCK];
         float u[BLOCK], s[BLOCK], q[BLOCK], c[BLOCK], term[BLOCK];
-        ahead(terms[0].x, terms[1].x, grad, out, start, half ? 2 : 4);
         const float *x = sum(x_buffer, term, terms, channels, inner, start, count, half);
         const float *g = grad ? load(grad_buffer, grad, start, count, half) : 0;
         float *total = half ? out_buffer : (float *)out + start;
@@ -231,7 +219,6 @@ void rctaf_softplus_backward(const void *y, const void *grad, void *out, int hal
         int64_t start = b * BLOCK;
         int n = (int)(size - start < BLOCK ? size - start : BLOCK);
         float y_buffer[BLOCK], grad_buffer[BLOCK], out_buffer[BLOCK];
-        ahead(y, 0, grad, out, start, half ? 2 : 4);
         const float *yb = load(y_buffer, y, start, n, half), *gb = load(grad_buffer, grad, start, n, half);
         float *total = half ? out_buffer : (float *)out + start;
         for (int i = 0; i < n; i++) {
