@@ -11,6 +11,7 @@ from rctaf.names import activation_name
 from rctaf.paper import TABLE_2
 from rctaf.records import results_dir
 from rctaf.verdicts import Verdict
+from rctaf.words import count
 
 WHAT = {
     "training_step": "One training step of ResNet-18",
@@ -43,8 +44,7 @@ def describe(record: Record) -> str:
     source = record["provenance"]
     place = source["device"]
     if record["device_type"] == "cpu":
-        threads = source["threads"]
-        place += f" ({threads} thread{'s' if threads > 1 else ''} of {record['cores']} cores)"
+        place += f" ({count(source['threads'], 'thread')} of {record['cores']} cores)"
     kernel = source["activation_kernel"]
     kernel = "PyTorch operations, no kernel of its own" if kernel == "PyTorch" else f"its {kernel} kernel"
     shape = " × ".join(map(str, record["shape"]))

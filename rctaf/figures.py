@@ -24,7 +24,7 @@ from rctaf.names import DATASETS, activation_name, method_name, network_name
 from rctaf.records import ROOT, Record, find, table
 from rctaf.statistics import cell_means
 from rctaf.verdicts import BAND
-from rctaf.words import typeset
+from rctaf.words import count, typeset
 
 COLOURS = {  # by order, or by place; Okabe and Ito's as far as they can be seen on white and on black, and a brown
     0: "#0072b2",
@@ -166,14 +166,14 @@ class Evidence:
         seeds = _span([made[point] for point in planned])
         if runs < self.total:
             seeds = f"{seeds} of {_span(list(planned.values()))} planned"
-        seeds += " seed" if seeds == "1" else " seeds"
         kept = sum(record.kept for record in self.records)
         whose = {runs: "all committed evidence", 0: "all made on this machine"}.get(
             kept, f"{kept} committed, {runs - kept} made on this machine"
         )
         return (
             f"**{self.grid.name}**: {self.grid.scale}. {_settings(cells.values())}. "
-            f"{'So far ' if runs < self.total else ''}{runs} of {self.total} runs, {seeds} per point, {whose}."
+            f"{'So far ' if runs < self.total else ''}{runs} of {self.total} runs, {count(seeds, 'seed')} per point, "
+            f"{whose}."
         )
 
 
@@ -198,7 +198,7 @@ def _settings(configs: Iterable[RunConfig]) -> str:
 
 
 def across_data_sets(scales: Sequence[Evidence]) -> pd.DataFrame:
-    """RCT-AF in grids that have records as one frame, at the orders they share, with a column ``data set``."""
+    """RCT-AF in grids that have records of it as one frame, at the orders they share, with a column ``data set``."""
     frames = []
     for scale in scales:
         rows = scale.frame[scale.frame["activation"] == "rctaf"]
@@ -367,9 +367,11 @@ def _add_means(fig: go.Figure, cells: pd.DataFrame, x: str, percent: bool, aside
 def add_reference_lines(fig: go.Figure, cells: pd.DataFrame, *, percent: bool = True) -> go.Figure:
     """A dotted line for each named baseline, at its mean over seeds, in a faint band of its colour, its interval.
 
-    The type of the y axis must be set before.
+    The type of the y axis must be set before. A figure without points, as early in a sweep, has no place for lines.
     """
     places = sorted({x for trace in fig.data for x in trace.x})
+    if not places:
+        return fig
     ends = [places[0], places[-1]]
     for _, row in cells.sort_values("mean").iterrows():
         low, y, high = (row[name] * (100 if percent else 1) for name in ("low", "mean", "high"))
@@ -405,7 +407,7 @@ def _hover(name: str, cell: pd.Series, percent: bool, ids: bool = True) -> str:
     """What a point says: its mean, its interval and the ids of its runs."""
     mean, interval = in_words(cell, percent)
     interval = f", 95 % interval {interval}" if interval else ""
-    seeds = f"{cell['n']} seed{'s' if cell['n'] > 1 else ''}"
+    seeds = count(cell["n"], "seed")
     runs = f"<br>runs {_wrap(cell['runs'])}" if ids else ""
     return typeset(f"{name}<br>mean {mean}{' %' if percent else ''}{interval}<br>{seeds}{runs}")
 

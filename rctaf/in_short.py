@@ -12,6 +12,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from rctaf.config import Grid
+from rctaf.controls import longer as rules_of_longer
 from rctaf.names import DATASETS
 from rctaf.records import Record
 from rctaf.statistics import Estimate, lower_beyond, orders_coincide, paired_difference
@@ -204,6 +205,31 @@ def hessian(frame: pd.DataFrame, value: str) -> str:
         found = listed([f"{judged} {listed(losses)}" for judged, losses in relus.items()])
         words += f" ReLU's norm, expected to be larger than RCT-AF's within 4 to 10, is {found}."
     return words
+
+
+def longer(judged: pd.DataFrame, value: str) -> list[Answer]:
+    """What longer training changes: the complete seeds of control (f), see :func:`rctaf.controls.longer`."""
+    if judged.empty or judged["seed"].nunique() < BOOTSTRAP_SEEDS:
+        return []
+    lengths = judged["epochs"]
+    least, most = lengths.min(), lengths.max()
+    tops = {n: places(judged[lengths == n], value, "max")[0] for n in (least, most)}
+    smallest = judged["curvature"].min()
+    means = judged.pivot_table(values=value, index="epochs", columns="curvature")
+    before, after = (100 * (means.loc[n, smallest] - means.loc[n, 1.0]) for n in (least, most))
+    conclusion = {
+        "supported": "gains on",
+        "not supported": "loses against",
+        "undecided": "is not told to gain on",
+    }[rules_of_longer(judged, value)[1].outcome]
+    top = tops[most]
+    words = (
+        f"Trained for {most} epochs in place of {least}, a max|σ″| of {smallest:g} {conclusion} one of 1 (from "
+        f"{before:+.1f} to {after:+.1f} points), and order {top.order} is most robust at {top.value:.2g} "
+        f"({top.low:.2g} to {top.high:.2g}), not at {tops[least].value:.2g}"
+    )
+    edge = "; the fitted curve rises no more" if top.value == smallest else ""
+    return [("Longer training", typeset(f"{words}{edge}."))]
 
 
 def at_paper_scale(grids: Iterable[tuple[Grid, Sequence[Record]]]) -> list[Answer]:

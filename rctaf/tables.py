@@ -15,7 +15,7 @@ from rctaf.names import DATASETS, activation_name, method_name, network_name
 from rctaf.records import Record, table
 from rctaf.statistics import mean_interval
 from rctaf.verdicts import Verdict
-from rctaf.words import typeset
+from rctaf.words import count, typeset
 
 RECORDS_PAGE = "records.html"  # notebooks/figures/records.ipynb, beside every other figure
 RECORD_FILES = "../../records"  # where tools/build_book.py puts a copy of every record
@@ -25,11 +25,15 @@ def runs_table(*cells: pd.DataFrame, percent: bool = True, links: bool = True) -
     """The numbers under a figure with the records behind each, folded: for readers without a mouse, and for copying.
 
     Args:
-        cells: what the figure was drawn from, from :func:`rctaf.figures.cells`; columns empty throughout are left out.
+        cells: what the figure was drawn from, from :func:`rctaf.figures.cells`; columns empty throughout are left out,
+            and so is the table where there is nothing in it.
         percent: as in :func:`rctaf.figures.curves`.
         links: to the records; a figure that is drawn from the records of another can do without.
     """
-    rows = pd.concat([part.dropna(axis=1, how="all") for part in cells if len(part)], ignore_index=True)
+    parts = [part.dropna(axis=1, how="all") for part in cells if len(part)]
+    if not parts:
+        return HTML("")
+    rows = pd.concat(parts, ignore_index=True)
     keys = [name for name in rows.columns if name not in {"mean", "low", "high", "n", "runs"}]
     rows = rows.reindex(columns=[*keys, "mean", "low", "high", "n", "runs"])
     if "activation" in keys:
@@ -141,7 +145,7 @@ def beyond_screening(records: Sequence[Record]) -> str:
     return (
         f"{len(both)} records hold a result of the standard version of AutoAttack. After the {{term}}`screening`, its "
         f"last two attacks took another {sum(taken) / len(taken):.2f} points of accuracy on average, and at most "
-        f"{most} points (in {times} run{'s' if times > 1 else ''})."
+        f"{most} points (in {count(times, 'run')})."
     )
 
 
@@ -191,9 +195,8 @@ def outcome_table(outcomes: pd.DataFrame) -> HTML:
     """A row per claim, a column per scale, the outcomes as :func:`rctaf.verdicts.overview` gives them."""
 
     def cell(outcome: str) -> str:
-        tint = (
-            f"background: {_OUTCOME_COLOURS[outcome]}33; white-space: nowrap" if outcome else ""
-        )  # 33: a fifth opaque
+        # 33: a fifth opaque
+        tint = f"background: {_OUTCOME_COLOURS[outcome]}33; white-space: nowrap" if outcome else ""
         return f'<td style="{tint}">{outcome or "–"}</td>'
 
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("claim", *outcomes.columns))

@@ -115,11 +115,20 @@ def test_starts():
     assert noise.mean().abs() < 5 * 0.001 / 12_800**0.5
     assert noise.std().item() == pytest.approx(0.001, rel=0.03)
     inner = (x > 0.1) & (x < 0.9)
-    noise = (pgd(nn.Identity(), x, cross_entropy(x), **settings, start="uniform") - x)[inner]
+    started = pgd(nn.Identity(), x, cross_entropy(x), **settings, start="uniform")
+    assert (started.min(), started.max()) == (0, 1)  # the first gradient is taken at an image
+    noise = (started - x)[inner]
     assert noise.abs().max() <= 0.1 + 1e-7
     assert noise.std().item() == pytest.approx(0.2 / 12**0.5, rel=0.03)
     with pytest.raises(ValueError, match="got 'zero'"):
         pgd(nn.Identity(), x, cross_entropy(x), **settings, start="zero")
+
+
+def test_it_attacks_where_gradients_are_off(network):
+    model, x, y = network
+    with torch.no_grad():
+        off = pgd(model, x, cross_entropy(y), **SETTINGS, start="uniform", generator=generator())
+    assert torch.equal(off, pgd(model, x, cross_entropy(y), **SETTINGS, start="uniform", generator=generator()))
 
 
 def test_the_draw_comes_from_the_given_generator(network):

@@ -91,6 +91,47 @@ def test_the_policy_is_the_published_one():
             assert level == level2 or not used(name)
 
 
+LEVELS = {  # as the implementation that DAJAT takes up lists them; where a sign is drawn, to be multiplied by it
+    "rotate": np.linspace(0, 30, 10),
+    "solarize": np.linspace(256, 0, 10),
+    "posterize": np.round(np.linspace(8, 4, 10)),
+    **dict.fromkeys(("autocontrast", "equalize", "invert"), np.zeros(10)),
+}
+SIGNED = {
+    **dict.fromkeys(("shear_x", "shear_y"), np.linspace(0, 0.3, 10)),
+    **dict.fromkeys(("translate_x", "translate_y"), np.linspace(0, 150 / 331, 10)),
+}
+FACTORS = dict.fromkeys(("brightness", "color", "contrast", "sharpness"), np.linspace(0, 0.9, 10))
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_levels_are_the_originals(sign):
+    assert {*LEVELS, *SIGNED, *FACTORS} == set(OPERATIONS)
+    for level in range(10):
+        wanted = {name: values[level] for name, values in LEVELS.items()}
+        wanted |= {name: sign * values[level] for name, values in SIGNED.items()}
+        wanted |= {name: 1 + sign * values[level] for name, values in FACTORS.items()}
+        assert {name: strength(name, level, sign) for name in wanted} == pytest.approx(wanted, rel=1e-12)
+
+
+def test_every_image_goes_through_the_operations_it_drew(images):
+    """One image after another, in Pillow: which sub-policy, whether each of its two operations fires, and its sign."""
+    x = images.repeat(60, 1, 1, 1)
+    out = auto_augment(x, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    chosen = torch.randint(25, (len(x),), generator=generator)
+    luck = torch.rand(2, len(x), generator=generator)
+    signs = 2 * torch.randint(2, (2, len(x)), generator=generator) - 1
+    for i, (before, after) in enumerate(zip(x, out, strict=True)):
+        image, fired = Image.fromarray(before.permute(1, 2, 0).numpy()), []
+        for place, (name, probability, level) in enumerate(POLICY[chosen[i]]):
+            if luck[place, i] < probability:
+                image = by_pillow(name, image, strength(name, level, int(signs[place, i])))
+                fired.append(name)
+        if "rotate" not in fired:  # in fixed point, see above
+            assert np.array_equal(after.permute(1, 2, 0).numpy(), np.asarray(image)), fired
+
+
 def test_every_image_draws_its_own_subpolicy(images):
     x = images[:1].expand(4000, -1, -1, -1)
     out = auto_augment(x, torch.Generator().manual_seed(0))

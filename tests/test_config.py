@@ -46,8 +46,18 @@ def test_one_experiment_has_one_id():
     assert RunConfig(method="standard", lam=2, attack_steps=9) == RunConfig(method="standard")
     assert RunConfig(activation="relu", alpha_learned=True) == RunConfig(activation="relu")
     assert RunConfig(norm="none", gain=10) == RunConfig(norm="none")
+    assert RunConfig(awp_from=5, averaging_from=3, averaging_decay=0.9) == RunConfig()
+    assert RunConfig(method="dajat", auto_views=0, lam_jsd=9.0) == RunConfig(method="dajat", auto_views=0)
+    released = {"method": "dajat", "attack_schedule": "as_released"}
+    assert RunConfig(**released, attack_steps=9, attack_step_size="0.1") == RunConfig(**released)
     # nor can another way to write the same number
-    for same in (["8/255", "8 / 255", "16/510"], ["0.15", "0.150", "3/20", 0.15], ["0.2", "51/255", ".2"]):
+    for same in (
+        ["8/255", "8 / 255", "16/510"],
+        ["3/255", "1/85"],
+        ["0.15", "0.150", "3/20", 0.15],
+        ["0.2", "51/255", ".2"],
+        ["0.00775", "31/4000"],
+    ):
         assert len({RunConfig(epsilon=text, attack_step_size=text).run_id for text in same}) == 1
         assert RunConfig(epsilon=same[-1]).epsilon == same[0]
     assert RunConfig(epsilon="8/255", epsilon_eval="16/510") == RunConfig(epsilon="8/255")
@@ -69,6 +79,10 @@ def test_one_experiment_has_one_id():
         ({"alhpa": 3}, "alhpa"),
         ({"alpha": 0}, "greater than 0"),
         ({"alpha": float("nan")}, "finite"),
+        ({"alpha": 1001}, "less than or equal to 1000"),
+        ({"method": "dajat", "label_smoothing": 1}, "less than 1"),
+        ({"averaging": "step"}, "averaging_decay: must be given"),
+        ({"lr_schedule": "step"}, "lr_drops: must be given"),
         ({"beta": -1}, "greater than or equal to 0"),
         ({"beta": 1.5}, "integer"),
         ({"activation": "rleu"}, "'relu'"),
@@ -113,6 +127,15 @@ def test_from_notebook_refuses_a_misspelt_parameter_until_it_is_mended():
     assert RunConfig.from_notebook(session) == RunConfig()
 
 
+def test_from_notebook_refuses_what_papermill_only_warns_of():
+    right = "".join(f"{name} = {value!r}\n" for name, value in RunConfig().model_dump().items())
+    session = {**RunConfig(seed=4).model_dump(), "In": [right, "# Parameters\nseed = 4\n"]}
+    assert RunConfig.from_notebook(session) == RunConfig(seed=4)
+    session["In"][-1] += "sed = 4\n"
+    with pytest.raises(ValueError, match=r"^no such setting: sed \(perhaps seed\)"):
+        RunConfig.from_notebook(session)
+
+
 def test_from_notebook_says_in_one_line_what_is_wrong_with_a_value():
     with pytest.raises(ValueError, match=r"^epochs=0: Input .* 1; epsilon='2': .* such as \"8/255\" .*$") as caught:
         RunConfig.from_notebook({"epochs": 0, "epsilon": "2"})
@@ -123,6 +146,12 @@ def test_from_notebook_says_in_one_line_what_is_wrong_with_a_value():
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.15", 0.15), (" 1 / 4 ", 0.25), ("1", 1.0)])
 def test_parse_epsilon(text, value):
     assert parse_epsilon(text) == value
+
+
+def test_the_budget_of_the_evaluation_is_its_own_where_one_is_given():
+    assert RunConfig(epsilon="8/255").evaluation_epsilon == "8/255"
+    assert RunConfig(epsilon="8/255", epsilon_eval="0.1").evaluation_epsilon == "0.1"
+    assert RunConfig(method="standard", epsilon_eval="0.1").evaluation_epsilon == "0.1"
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1/255", "8:255", "1.5", "inf", "nan"])
@@ -147,6 +176,8 @@ def test_curvature_axis(tmp_path):
     # the closed form alpha 2^(beta - 2) holds up to order 4
     assert [c.alpha for c in cells[:6]] == [2, 28, 1, 14, 0.5, 7]
     assert RunConfig(activation="relu").curvature is None
+    (usual,) = Grid.load(write(tmp_path, "name: g\nscale: s\nblocks: [{axes: {curvature: [3]}}]")).cells().values()
+    assert (usual.alpha, usual.beta) == (6, RunConfig().beta)  # the default is order 1
 
 
 def test_rms_curvature_axis(tmp_path):

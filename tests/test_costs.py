@@ -115,6 +115,8 @@ def test_verdict_on_order_2():
     assert judged((1, 1.2, 2), (64, 96, 256)) == "supported"
     assert judged((1, 1.2, 1.1), (64, 96, 256)) == "undecided"
     assert judged((1, 1.2, 2), (64, 64, 64)) == "undecided"
+    assert judged((1, 1.2, 2), (256, 64, 96)) == judged((1, 1.2, 2), (64, 256, 96)) == "undecided"
+    assert judged((1, 2, 1.5), (64, 64, 64)) == judged((2, 1, 1.5), (64, 64, 64)) == "not supported"
     assert judged((1.5, 1.2, 1.4), (64, 64, 64)) == "not supported"
     few = record("activation", "cpu", lambda i, mode: 2.0**i, lambda i, mode: 64 + i)
     few["rounds"] = costs.MIN_ROUNDS

@@ -1,5 +1,6 @@
 """Loading is tested on files of the real formats; augmentation against its definition, image by image."""
 
+import fcntl
 import gzip
 import hashlib
 import pickle
@@ -88,16 +89,26 @@ def test_digits_are_the_fixed_stratified_split():
 
     everything = load_digits().data.sum() / 16
     assert d.train_x.double().sum() + d.test_x.double().sum() == everything
+    # which image is where, that is what the committed records hang on
+    for x, y, digest in ((d.train_x, d.train_y, "9b7512d6eae5b603"), (d.test_x, d.test_y, "79c09b92f3b6eca6")):
+        content = (16 * x).byte().numpy().tobytes() + y.byte().numpy().tobytes()
+        assert hashlib.sha256(content).hexdigest()[:16] == digest
 
 
 def test_n_train_takes_the_first_images_of_a_fixed_shuffle_and_n_test_the_first_images():
     whole, small, smaller = load("digits"), load("digits", 200, 50), load("digits", 100)
     assert torch.equal(small.train_x[:100], smaller.train_x)
     assert torch.equal(small.test_x, whole.test_x[:50])
-    assert not torch.equal(small.train_x, whole.train_x[:200])
-    assert len(small.train_y) == 200
+    first = np.random.default_rng(0).permutation(1297)[:200]
+    assert torch.equal(small.train_x, whole.train_x[first])
+    assert torch.equal(small.train_y, whole.train_y[first])
+    assert torch.equal(small.test_y, whole.test_y[:50])
+    assert len(load("digits", 1297, 500).train_y) == 1297
     with pytest.raises(ValueError, match="n_train must be between 1 and 1297 for digits, got 1298"):
         load("digits", 1298)
+    for wrong in (0, 501):
+        with pytest.raises(ValueError, match=f"n_test must be between 1 and 500 for digits, got {wrong}"):
+            load("digits", n_test=wrong)
 
 
 def test_unknown_data_set():
@@ -135,6 +146,7 @@ def test_damaged_fashion_file_is_named(fashion):
         b"",
         b"not gzip",
         gzip.compress(b"\0\0\x0d\3abc"),
+        gzip.compress(b"\0\0\x09" + gzip.decompress(whole)[3:]),  # as many bytes, but signed
     ):
         path.write_bytes(broken)
         with pytest.raises(RuntimeError, match=rf"{path} is damaged .*delete .* and load again"):
@@ -148,6 +160,25 @@ def test_damaged_fashion_file_is_named(fashion):
 def test_missing_fashion_says_where_it_was_looked_for(tmp_path, offline):
     with pytest.raises(RuntimeError, match=rf"Fashion-MNIST.*{tmp_path}.*RCTAF_DATA"):
         load("fashion_mnist", root=tmp_path)
+
+
+def test_a_download_is_alone_and_must_bring_all_four_files(tmp_path, offline, monkeypatch):
+    def download(root, download):
+        with open(tmp_path / ".lock", "w") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    monkeypatch.setattr(offline, "FashionMNIST", download)
+    with pytest.raises(RuntimeError, match=r"raw holds only a part of the four \.gz files\)\. Put the four"):
+        load("fashion_mnist", root=tmp_path)
+
+
+def test_the_folder_of_data_is_the_same_wherever_a_run_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    beside = Path(data.__file__).resolve().parent.parent
+    for given, folder in (("", beside / "data"), ("other", beside / "other"), ("/a", Path("/a"))):
+        monkeypatch.setenv("RCTAF_DATA", given)
+        assert data._home(None) == folder
+        assert data._home("b") == Path("b")  # an argument is the caller's own
 
 
 @pytest.mark.skipif(not DEBIAN.exists(), reason="Debian's dataset-fashion-mnist is not installed")
@@ -226,6 +257,22 @@ def test_every_image_is_one_of_its_own_crops(kind, dtype):
     assert len(seen) > 20  # the draws differ between images
     assert torch.equal(out, augment(x, kind, torch.Generator().manual_seed(1)))
     assert not torch.equal(out, augment(x, kind, torch.Generator().manual_seed(2)))
+
+
+def test_every_shift_is_as_frequent_and_every_second_image_is_mirrored():
+    """One bright row says how far an image was moved, and its ramp, which way round it is."""
+    x = torch.arange(1, 10, dtype=torch.uint8).expand(3600, 1, 9, 9).clone()
+    x[:, :, 4] += 100
+    out = augment(x, "crop_flip", torch.Generator().manual_seed(0))
+    row = out.amax((1, 3)).argmax(1)
+    line = out[torch.arange(3600), 0, row].long()
+    before, middle, after = line[:, 3], line[:, 4], line[:, 5]  # mirrored or not, the middle is the middle
+    for place in (row, middle - 101):
+        # 0 to 8, each 400 times within five standard deviations of a binomial count
+        assert (place.bincount(minlength=9) - 400).abs().max() < 5 * (3600 * 8 / 81) ** 0.5
+    mirrored = (before == middle + 1) | (after == middle - 1)
+    assert ((before == middle - 1) | (after == middle + 1) == ~mirrored).all()
+    assert abs(mirrored.sum() - 1800) < 5 * 30
 
 
 def test_augment_none_and_unknown():

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rctaf.evaluation import accuracy, mean_loss, pgd_accuracy
+from rctaf.training.attacks import cross_entropy, pgd
 
 
 @pytest.fixture
@@ -25,15 +26,14 @@ def test_counts_are_those_of_a_plain_loop_in_eval_mode_for_every_batch_size(mode
     before = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     counts = {accuracy(model, x, y, batch_size=size) for size in (1, 7, 40, 100)}
+    means = [mean_loss(model, x, y, batch_size=size) for size in (7, 100)]
     assert [module.training for module in model.modules()] == before
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     model.eval()
     expected = sum(int(model(x[i : i + 1]).argmax()) == int(y[i]) for i in range(len(x)))
     assert counts == {(expected, 40)}
     losses = [-model(x[i : i + 1]).log_softmax(1)[0, y[i]].item() for i in range(len(x))]
-    for size in (7, 100):
-        # float32 sums of 40 terms of order 1
-        assert mean_loss(model, x, y, batch_size=size) == pytest.approx(sum(losses) / 40, rel=1e-6)
+    assert means == pytest.approx([sum(losses) / 40] * 2, rel=1e-6)  # float32 sums of 40 terms of order 1
 
 
 def test_unequal_numbers_are_refused(model, images):
@@ -44,6 +44,8 @@ def test_unequal_numbers_are_refused(model, images):
         pgd_accuracy(model, x, y[:-1], 0.1)
     with pytest.raises(ValueError, match="40 images and 39 labels"):
         mean_loss(model, x, y[:-1])
+    with pytest.raises(ValueError, match="0 images and 0 labels"):
+        mean_loss(model, x[:0], y[:0])
 
 
 def test_pgd_on_a_linear_model_finds_exactly_the_images_that_can_be_fooled(images):
@@ -59,6 +61,29 @@ def test_pgd_on_a_linear_model_finds_exactly_the_images_that_can_be_fooled(image
     epsilon = float(first + second) / 2  # 20 images are nearer to the boundary than this
     assert epsilon < 0.3
     assert pgd_accuracy(linear, x, y, epsilon) == (20, 40)
+
+
+class Sine(nn.Module):
+    def forward(self, x):
+        return (10 * x).sin()
+
+
+def test_pgd_takes_20_steps_of_a_quarter_from_uniform_starts_of_its_seed(images):
+    """The count against the attack itself, batch by batch, on a model so rough that the start decides."""
+    x, _ = images
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), Sine(), nn.Linear(32, 5)).requires_grad_(False)
+    y = model(x).argmax(1)
+    settings = {"epsilon": 0.05, "steps": 20, "step_size": 0.0125, "start": "uniform"}
+    expected = []
+    for seed in range(8):
+        generator, left = torch.Generator().manual_seed(seed), 0
+        for a, b in zip(x.split(15), y.split(15), strict=True):
+            attacked = pgd(model, a, cross_entropy(b), **settings, generator=generator)
+            left += int((model(attacked).argmax(1) == b).sum())
+        expected.append((left, 40))
+    assert len(set(expected)) > 2
+    assert [pgd_accuracy(model, x, y, 0.05, seed=seed, batch_size=15) for seed in range(8)] == expected
 
 
 def test_pgd_is_repeatable_monotone_in_the_budget_and_leaves_the_model_alone(model, images):

@@ -1,7 +1,10 @@
+import copy
 import importlib
 import importlib.util
+import itertools
 import json
 import sys
+import time
 from functools import cache
 
 import numpy as np
@@ -12,6 +15,7 @@ from torch import nn
 
 from rctaf.config import RunConfig
 from rctaf.evaluation import autoattack, robustbench_entry, unpack_mask
+from rctaf.evaluation.autoattack import _survives
 from rctaf.records import Record
 
 EPSILON = 0.12
@@ -104,6 +108,36 @@ def test_every_verdict_is_the_packages_own(problem, standard, package):
     assert standard["robust_accuracy"] == expected.mean()
 
 
+@pytest.fixture
+def calls(package, monkeypatch):
+    """What the attacks are called with: their name, settings and images."""
+    made = []
+    whole = shortened(package)(nn.Identity(), eps=0.1, device="cpu")
+    for attack in (whole.apgd, whole.apgd_targeted, whole.fab, whole.square):
+        kind = type(attack)
+
+        def perturb(self, x, *args, original=kind.perturb, **options):
+            plain = {name: value for name, value in vars(self).items() if isinstance(value, int | float | str)}
+            made.append((type(self).__name__, plain, x.tolist()))
+            return original(self, x, *args, **options)
+
+        monkeypatch.setattr(kind, "perturb", perturb)
+    return made
+
+
+def test_every_attack_is_called_as_the_package_calls_it(problem, package, calls):
+    model, x, y = problem
+    reference = shortened(package)(model, eps=EPSILON, seed=3, version="standard", device=x.device)
+    with torch.random.fork_rng():
+        reference.run_standard_evaluation(x, y, **{"batch_size" if package == "pyautoattack" else "bs": BATCH})
+    sys.settrace(None)
+    expected = calls.copy()
+    calls.clear()
+    autoattack(model, x, y, EPSILON, seed=3, batch_size=BATCH)
+    assert len({name for name, *_ in expected}) == 4
+    assert calls == expected
+
+
 def test_the_entry_is_complete_and_json(standard, package):
     again = json.loads(json.dumps(standard, allow_nan=False))
     assert again == standard
@@ -174,12 +208,21 @@ def test_the_state_of_another_model_or_setting_is_not_used(problem, tmp_path):
     state.write_text("{ torn")
     assert autoattack(model, x, y, 0.5, "screening", state=state)["mask"] == fresh["mask"]
     assert autoattack(small_model(), x, y, 0.5, "screening", state=state)["clean"] < first["clean"]
+    # nor that of the same weights with another activation, of other images, or of other labels
+    other = nn.Sequential(*(nn.Tanh() if isinstance(part, nn.SiLU) else part for part in model))
+    assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), model.state_dict().values(), strict=True))
+    for changed in ((other, x, y), (model, 1 - x, y), (model, x, (y + 1) % 10)):
+        fresh = autoattack(*changed, 0.05, "screening")
+        assert autoattack(*changed, 0.05, "screening", state=state)["mask"] == fresh["mask"]
+        state.unlink()
+        autoattack(model, x, y, 0.05, "screening", state=state)
 
 
 def test_model_generators_and_tracer_are_left_alone(problem):
-    model, x, y = problem
+    _, x, _ = problem
     model = small_model().to(torch.bfloat16).train()
     before, generator = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    y = copy.deepcopy(model).float().eval()(x[:4]).argmax(1)
 
     def tracer(frame, event, argument):
         return None
@@ -187,16 +230,22 @@ def test_model_generators_and_tracer_are_left_alone(problem):
     outer = sys.gettrace()
     sys.settrace(tracer)
     try:
-        result = autoattack(model, x[:4], y[:4], 0.1, "screening")
+        result = autoattack(model, x[:4], y, 0.1, "screening")
         kept = sys.gettrace()
     finally:
         sys.settrace(outer)
     assert kept is tracer
-    assert result["n"] == 4
+    assert result["n"] == result["clean"] == 4  # so that there was something to attack
     assert all(v.dtype == before[k].dtype and torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_a_model_in_training_mode_that_cannot_be_frozen_is_attacked_in_eval_mode(problem):
+    model, x, y = problem
+    found = autoattack(Interruptible(copy.deepcopy(model)).train(), x, y, EPSILON, "screening", batch_size=BATCH)
+    assert found["mask"] == autoattack(model, x, y, EPSILON, "screening", batch_size=BATCH)["mask"]
 
 
 class Noisy(nn.Module):
@@ -206,6 +255,31 @@ class Noisy(nn.Module):
 
     def forward(self, x):
         return self.inner(x) + 0.1 * torch.randn(len(x), 10)
+
+
+class Dynamic(nn.Module):
+    """Moves every image along its own gradient, as a defence that adapts to its input."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        with torch.enable_grad():
+            z = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.inner(z).square().sum(), z)
+        return self.inner(x - 0.001 * slope)
+
+
+class Coarse(nn.Module):
+    """Reads images in steps, so that gradients say nothing: only the search of Square finds a way."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner((x * 16).round() / 16)
 
 
 class Flat(nn.Module):
@@ -229,12 +303,47 @@ def test_the_packages_warnings_reach_the_record(problem, make, message):
     assert any(message in warning for warning in result["warnings"]), result["warnings"]
 
 
-def test_nine_classes_try_eight_targets_and_say_so(problem):
+def test_a_search_that_beats_the_gradients_is_warned_of(problem):
+    model, x, _ = problem
+    model = Coarse(model)
+    found = autoattack(model, x, model(x).argmax(1), EPSILON)
+    assert found["robust"] < found["waterfall"][2]["robust"]
+    assert any("Square Attack has decreased" in warning for warning in found["warnings"])
+
+
+def test_warnings_are_of_the_model_at_hand_and_outlast_an_interruption(problem, tmp_path):
+    model, x, y = problem
+    first, again = (autoattack(Dynamic(model), x, y, 0.05, "screening", state=tmp_path / "state") for _ in range(2))
+    assert any("dynamic defense" in warning for warning in first["warnings"])
+    assert again["warnings"] == first["warnings"]
+    assert autoattack(model, x, y, 0.05, "screening")["warnings"] == []
+
+
+def test_the_seconds_are_those_of_every_batch(problem, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", itertools.count().__next__)  # a batch takes one second
+    model, x, y = problem
+    found = autoattack(model, x, y, EPSILON, "screening", batch_size=BATCH)
+    batches = [-(-images // BATCH) for images in (found["clean"], found["waterfall"][0]["robust"])]
+    assert found["seconds"] == sum(batches) > 2
+
+
+def test_an_attack_that_leaves_the_ball_is_an_error(problem):
+    model, x, y = problem
+    x = x.clamp(0.2, 0.7)
+    assert _survives(model, x, x + EPSILON, y, EPSILON, "square").shape == y.shape
+    for attacked in (x + EPSILON + 2e-6, torch.full_like(x, -1e-6), torch.full_like(x, 1 + 1e-6)):
+        with pytest.raises(RuntimeError, match="square left the ball: distance"):
+            _survives(model, x, attacked, y, 0.12 if attacked.min() > 0 and attacked.max() < 1 else 2.0, "square")
+
+
+def test_nine_classes_try_eight_targets_and_say_so(problem, calls):
     _, x, _ = problem
     model = small_model(9)
-    result = autoattack(model, x[:8], model(x[:8]).argmax(1), 0.01, "screening")
+    result = autoattack(model, x[:8], model(x[:8]).argmax(1), 0.01)
     assert result["clean"] == 8
     assert any("9 classes" in warning for warning in result["warnings"])
+    targets = {name: settings["n_target_classes"] for name, settings, _ in calls if "n_target_classes" in settings}
+    assert targets == {"APGDAttack_targeted": 8, "FABAttack_PT": 8}
 
 
 def test_bad_input_is_refused_in_one_line(problem):
@@ -245,6 +354,8 @@ def test_bad_input_is_refused_in_one_line(problem):
         autoattack(model, x, y, 0.1, "rand")
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         autoattack(model, x * 255, y, 0.1)
+    with pytest.raises(ValueError, match=r"these lie in \[-0\.1, 0\.9\]"):
+        autoattack(model, x.clamp(0, 1).sub(0.1).clamp(max=0.9), y, 0.1)
     with pytest.raises(ValueError, match="40 and 39 given"):
         autoattack(model, x, y[:-1], 0.1)
     broken = small_model()

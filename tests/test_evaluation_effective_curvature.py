@@ -125,6 +125,7 @@ def test_baselines(images, name, expected):
         (nn.PReLU(), None),
         (nn.RReLU(), None),
         (nn.Threshold(0.1, 20), None),
+        (nn.ELU(alpha=1.05), None),  # by a twentieth, at 0
         (nn.CELU(), 1.0),
         (nn.Softplus(beta=40), 10.0),  # steep, and yet no jump
     ],
@@ -132,6 +133,13 @@ def test_baselines(images, name, expected):
 def test_other_activations_of_pytorch(images, module, expected):
     layer = effective_curvature(network(module, module).train(), images)[0]
     assert layer.curvature == (expected if expected is None else pytest.approx(expected, rel=1e-10))
+
+
+def test_a_deviation_far_from_zero_in_single_precision():
+    x = 300 + torch.randn(400, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    (layer,) = effective_curvature(nn.Sequential(nn.SiLU()), x)
+    # float32 squares of 9e4 would be rounded to some hundredths
+    assert layer.std == pytest.approx(x.double().std(correction=0).item(), rel=1e-9)
 
 
 def test_every_activation_that_can_be_replaced_is_measured(images):

@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -68,7 +69,12 @@ def squared_error(z, y):
     return F.mse_loss(z, F.one_hot(y, z.shape[1]).to(z.dtype), reduction="sum")
 
 
-LOSSES = [F.cross_entropy, squared_error]
+def wavy(z, y):
+    """A loss that bends both ways in the logits."""
+    return (z.sin() * z.roll(1, 1)).sum()
+
+
+LOSSES = [F.cross_entropy, squared_error, wavy]
 ACTIVATIONS = [lambda: RCTAF(3.0, 0), lambda: RCTAF(3.0, 1), lambda: RCTAF(3.0, 2), nn.GELU, nn.ReLU]
 
 
@@ -103,12 +109,20 @@ def test_the_estimate_meets_the_exact_diagonal(activation, images):
     assert found.remainder_square == pytest.approx((d - g).square().sum().item(), abs=0.2 * exact)
     scale_free = (d * theta**2).square().sum().item()
     assert abs(found.scale_free_square - scale_free) <= 4 * found.scale_free_standard_error + 1e-12 * scale_free
-    assert found.scale_free_standard_error < 0.3 * scale_free  # from 64 probes
+    assert found.scale_free_probes == 64
+    assert found.scale_free_standard_error < 0.3 * scale_free
     assert sum(found.by_parameter.values()) == pytest.approx(found.square, rel=1e-9)
     assert found.rms == pytest.approx(math.sqrt(found.square / 97))
     assert found.norm_over_parameters == pytest.approx(math.sqrt(found.square) / 97)
     # 32 samples of v'H²v, whose spread for this matrix is below a third of its mean
     assert found.frobenius_square == pytest.approx(full.square().sum().item(), rel=0.5)
+    # Student's t, 31 degrees of freedom; the interval of the norm is that of its square, under the root
+    reach = scipy.stats.t.ppf(0.975, 31) * found.standard_error
+    assert found.interval == pytest.approx((exact + error - reach, exact + error + reach), rel=1e-9)
+    low, high = np.sqrt(found.interval)
+    assert found.rms_interval == pytest.approx((low / math.sqrt(97), high / math.sqrt(97)))
+    assert found.relative_half_width == pytest.approx((high - low) / 2 / math.sqrt(found.square))
+    assert not found.converged
     json.dumps(found.record(), allow_nan=False)
 
 
@@ -159,9 +173,10 @@ def test_a_model_without_layers_to_count(images):
         def __init__(self):
             super().__init__()
             self.weights, self.pair = nn.ParameterList([torch.full((16, 4), 0.1)]), Pair()
+            self.register_buffer("order", torch.arange(15, -1, -1))  # whole numbers stay such
 
         def forward(self, x):
-            return self.pair(x.flatten(1) @ self.weights[0])[0]
+            return self.pair(x.flatten(1)[:, self.order] @ self.weights[0])[0]
 
     x, y = images
     found = hessian_diagonal_norm(Bare(), F.cross_entropy, x, y, max_probes=64, dtype=torch.float64)
@@ -219,6 +234,23 @@ def test_unbiased_with_an_honest_standard_error_and_interval(batches):
     assert (errors**2).mean() == pytest.approx(spread**2, rel=0.15)
     covered = (np.abs(squares - exact) <= 2.0395 * errors).mean()  # t, 31 degrees of freedom
     assert 0.93 <= covered <= 0.98  # 95 % within 3.5 binomial standard errors (0.0056)
+
+
+def test_the_standard_error_is_that_of_a_least_squares_fit():
+    """h_ij = t_i + t_j + e_ij over the pairs of 32 group means, by the algebra of linear models."""
+    samples = np.random.default_rng(3).normal(1.0, 0.5, size=(3, 32, 7))
+    pairs = PairMean([4, 3], dtype=torch.float64)
+    for batch in samples:
+        pairs.add(torch.from_numpy(batch).split(10))
+    means = samples.mean(0)
+    i, j = np.triu_indices(32, 1)
+    design = np.eye(32)[i] + np.eye(32)[j]
+    fit, (rest,), *_ = np.linalg.lstsq(design, (means[i] * means[j]).sum(1), rcond=None)
+    var_e = rest / (len(design) - 32)
+    noise = var_e * np.trace((np.eye(32) - 1 / 32) @ np.linalg.inv(design.T @ design)) / 31  # of the fit itself
+    var_a = fit.var(ddof=1) - noise
+    assert var_a > noise  # both parts are seen
+    assert pairs.standard_error() == pytest.approx(math.sqrt(4 * var_a / 32 + 2 * var_e / (32 * 31)), rel=1e-9)
 
 
 def test_stopping_at_the_requested_width_keeps_the_coverage():
@@ -287,6 +319,12 @@ def test_bad_input_is_refused_in_one_line(images):
         hessian_diagonal_norm(model, F.cross_entropy, x, y[:-1])
     with pytest.raises(ValueError, match="got -1 and 256"):
         hessian_diagonal_norm(model, F.cross_entropy, x, y, relative=-1)
+    with pytest.raises(ValueError, match=r"max_probes >= 64, got 0\.05 and 63"):
+        hessian_diagonal_norm(model, F.cross_entropy, x, y, max_probes=63)
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))  # logits of order 1, second derivatives of order 1e48
+    wide[1].weight.data *= 1e-24
+    with pytest.raises(ValueError, match="diagonal is not finite"):
+        hessian_diagonal_norm(wide, F.cross_entropy, 1e24 * x, y, max_probes=64)
     model.head.weight.data[:] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         hessian_diagonal_norm(model, F.cross_entropy, x, y)

@@ -162,6 +162,13 @@ def test_no_gradient_reaches_the_network():
     assert all(p.grad is None for name, p in model.named_parameters() if "classifier" not in name)
 
 
+def test_it_is_made_where_gradients_are_off_too():
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()).double(), torch.rand(3, 1, 8, 8, dtype=torch.double)
+    with torch.no_grad():
+        frozen = Frozen(model, x)
+    assert_same(frozen, model, x)
+
+
 def test_half_precision_where_the_caller_asks_for_it():
     model = make_model("resnet_small", activation=nn.SiLU, in_channels=1, n_classes=10).eval()
     x = torch.rand(16, 1, 8, 8)
@@ -187,6 +194,19 @@ def test_what_cannot_be_frozen_says_why():
         def forward(self, x):
             return (self.conv(x) + torch.randn(1)).flatten(1)
 
+    class Masked(OwnForward):  # hides its gradients from an attack
+        def forward(self, x):
+            with torch.no_grad():
+                h = self.conv(x)
+            return h.flatten(1)
+
+    class Adapts(OwnForward):  # a defence that moves every image along its own gradient
+        def forward(self, x):
+            with torch.enable_grad():
+                z = x.detach().requires_grad_()
+                (slope,) = torch.autograd.grad(self.conv(z).square().sum(), z)
+            return self.conv(x - slope).flatten(1)
+
     class Padded(OwnForward):  # a random-padding defence, by a generator that torch does not know
         def forward(self, x):
             left = random.randrange(5)
@@ -209,6 +229,8 @@ def test_what_cannot_be_frozen_says_why():
         return model
 
     for model, message in [
+        (Masked(1), "cannot be traced: it switches gradients off"),
+        (Adapts(1), "its trace cannot be run: element 0 of tensors does not require grad"),
         (Padded(1), "draws random numbers"),
         (Counts(1), "does something that its trace does not show"),
         (nn.Sequential(conv, WithRelu(2)), "holds a WithRelu"),

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from rctaf.config import RunConfig
 from rctaf.models import NETWORKS, SplitBatchNorm2d, from_config, make_model, select_norm
+from rctaf.models.norm import start_at_gain
+from rctaf.models.resnet import Block, PreActBlock, _Parts
 
 ACTIVATIONS_IN = {"resnet_small": 7, "resnet18": 17, "preact_resnet18": 17, "wrn_28_10": 25, "wrn_34_10": 31}
 
@@ -71,6 +74,50 @@ def test_no_other_nonlinearity_in_the_graph(network, norm):
     assert len(set(map(id, marked))) == len(marked)  # one instance per place
 
 
+def statistics_of_their_own(model):
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+            tensor.uniform_(0.5, 2)
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 1), (4, 6, 1), (4, 4, 2)])
+@pytest.mark.parametrize("kind", [Block, PreActBlock])
+def test_blocks_are_the_published_formulas(kind, shape):
+    inputs, outputs, stride = shape
+    torch.manual_seed(0)
+    block = statistics_of_their_own(kind(inputs, outputs, stride, _Parts(nn.Tanh, "batch", 1)))
+    x = torch.randn(3, inputs, 8, 8, dtype=torch.float64)
+
+    def conv(conv, x, stride=1, padding=1):
+        return F.conv2d(x, conv.weight, None, stride, padding)
+
+    def norm(norm, x):
+        scale = norm.weight / (norm.running_var + 1e-5).sqrt()
+        return (x - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
+
+    same = (inputs, stride) == (outputs, 1)
+    if kind is Block:  # He et al. 2016a
+        branch = norm(block.norm2, conv(block.conv2, norm(block.norm1, conv(block.conv1, x, stride)).tanh()))
+        shortcut = x if same else norm(block.shortcut[1], conv(block.shortcut[0], x, stride, 0))
+        expected = (branch + shortcut).tanh()
+    else:  # He et al. 2016b: an identity carries x itself, a projection reads what the branch reads
+        h = norm(block.norm1, x).tanh()
+        branch = conv(block.conv2, norm(block.norm2, conv(block.conv1, h, stride)).tanh())
+        expected = branch + (x if same else conv(block.shortcut, h, stride, 0))
+    torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_stage_but_the_first_halves_the_resolution_and_doubles_the_channels(network):
+    model, shapes = narrow(network), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape[1:])))
+    model(torch.rand(2, 3, 32, 32))
+    stages, depth = {"resnet_small": (3, 1), "wrn_28_10": (3, 4), "wrn_34_10": (3, 5)}.get(network, (4, 2))
+    assert shapes == [(4 * 2**stage, 32 // 2**stage, 32 // 2**stage) for stage in range(stages) for _ in range(depth)]
+
+
 @pytest.mark.parametrize("norm", ["batch", "none"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_with_the_identity_as_activation_the_network_is_affine(network, norm):
@@ -89,6 +136,9 @@ def test_the_configured_activation_is_the_only_one(network):
     kinds = [m for m in model.modules() if type(m).__name__ == "RCTAF"]
     assert len(kinds) == ACTIVATIONS_IN[network]
     assert all((m.alpha, m.beta) == (3.0, 2) for m in kinds)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    without = from_config(RunConfig(network=network, width=2, norm="none"), in_channels=1, n_classes=10)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in without.modules())
 
 
 def test_initial_weights_depend_on_the_seed_alone(monkeypatch):
@@ -130,7 +180,7 @@ def test_without_norm_every_branch_begins_empty_and_gradients_reach_every_weight
     model = narrow(network, nn.Softplus, norm="none")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     assert all(m.bias is not None for m in model.modules() if isinstance(m, nn.Conv2d))
-    assert all(not block.conv2.weight.any() for block in model.blocks)
+    assert not any(tensor.any() for block in model.blocks for tensor in block.conv2.parameters())
     x, y = torch.rand(16, 3, 16, 16), torch.arange(16) % 10
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     for _ in range(2):  # the first step only fills the empty convolutions
@@ -138,6 +188,33 @@ def test_without_norm_every_branch_begins_empty_and_gradients_reach_every_weight
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_with_norm_no_weight_begins_empty(network):
+    assert all(p.any() for p in narrow(network).parameters() if p.ndim > 1)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_wide_networks_begin_as_the_original(norm):
+    """Normal weights of variance 2 over the outputs times the area, but for the empty convolutions; no bias."""
+    torch.manual_seed(0)
+    model = make_model("wrn_28_10", activation=nn.ReLU, in_channels=3, n_classes=10, width=32, norm=norm)
+    assert not model.classifier.bias.any()
+    found = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.weight.any()]
+    assert len(found) == 1 + 3 + (12 if norm == "none" else 24)
+    for conv in found:
+        w = conv.weight.detach().double().flatten()
+        # a mean square of n normal draws has the relative deviation sqrt(2 / n); 5 of these
+        share = w.square().mean() * conv.out_channels * conv.kernel_size[0] ** 2 / 2
+        assert share.item() == pytest.approx(1, abs=5 * (2 / len(w)) ** 0.5)
+
+
+def test_the_stem_of_a_wide_network_has_16_channels_or_as_few_as_its_first_stage():
+    stems = {4: 4, 16: 16, 64: 16}
+    for width, channels in stems.items():
+        model = make_model("wrn_28_10", activation=nn.ReLU, in_channels=3, n_classes=10, width=width)
+        assert model.stem[0].out_channels == channels
 
 
 def test_split_norm_keeps_statistics_and_gains_apart():
@@ -158,8 +235,9 @@ def test_split_norm_keeps_statistics_and_gains_apart():
         auto = model(x)
         select_norm(model, 0)
         assert not torch.equal(model(x), auto)
-    with pytest.raises(ValueError, match="between 0 and 1, got 2"):
-        select_norm(model, 2)
+    for wrong in (2, -1):
+        with pytest.raises(ValueError, match=f"between 0 and 1, got {wrong}"):
+            select_norm(model, wrong)
 
 
 def test_split_norm_with_one_set_in_use_is_plain_batch_norm():
@@ -206,10 +284,15 @@ def test_a_gain_writes_the_same_function_at_the_start(network):
 
 
 def test_gain_reaches_every_set_of_a_split_norm_and_needs_norms_everywhere():
-    model = from_config(RunConfig(network="resnet18", width=2, method="dajat", gain=3.0), in_channels=3, n_classes=10)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert len(norms) == 40
-    assert all((norm.weight == 3).all() for norm in norms)
+    for gain in (3.0, 0.5):
+        config = RunConfig(network="resnet18", width=2, method="dajat", gain=gain)
+        model = from_config(config, in_channels=3, n_classes=10)
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert len(norms) == 40
+        assert all((norm.weight == gain).all() for norm in norms)
+    without = nn.BatchNorm2d(2, track_running_stats=False)
+    start_at_gain(nn.Sequential(without), 3.0)
+    assert (without.weight == 3).all()
     with pytest.raises(ValueError, match="gain=3 needs resnet_small or resnet18, got preact_resnet18"):
         RunConfig(network="preact_resnet18", gain=3.0)
 

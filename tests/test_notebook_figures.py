@@ -274,7 +274,10 @@ def test_data_sets_are_compared_at_the_orders_they_share(tmp_path, monkeypatch):
         (tmp_path / f"{dataset}.yaml").write_text(yaml.safe_dump(doc))
         fill(Grid(**doc), peak=6.5, hessian_least=1.0)
     (tmp_path / "none.yaml").write_text(yaml.safe_dump(doc | {"name": "none", "base": {"dataset": "cifar10"}}))
-    both = [str(tmp_path / f"{name}.yaml") for name in ("digits", "none", "fashion_mnist")]
+    relu = {"name": "relu", "scale": "synthetic", "blocks": [{"axes": {"seed": SEEDS, "activation": ["relu"]}}]}
+    (tmp_path / "relu.yaml").write_text(yaml.safe_dump(relu))
+    fill(Grid(**relu), peak=6.5, hessian_least=1.0)
+    both = [str(tmp_path / f"{name}.yaml") for name in ("digits", "none", "fashion_mnist", "relu")]
     out = tmp_path / "figure_6.ipynb"
     execute_notebook(FIGURES / "figure_6.ipynb", out, {"grids": [], "data_sets": both})
     (drawn,) = outputs(out, "application/vnd.plotly.v1+json")
@@ -316,6 +319,20 @@ def test_every_page_draws_its_grids_when_they_are_complete(tmp_path, monkeypatch
             "(AutoAttack)" in title or title.startswith("order β")  # a panel by attack
             for title in (chart["layout"]["yaxis"]["title"]["text"] for chart in drawn)
         )
+
+
+def test_a_sweep_whose_first_records_are_baselines_can_be_drawn(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    axes = {"seed": [0], "activation": ["relu"]}
+    frame = records.table(fill(Grid(name="early", scale="s", blocks=[{"axes": axes}]), peak=6.5, hessian_least=1.0))
+    points, baselines = (
+        figures.cells(frame[frame["activation"] == name], "screening_accuracy") for name in ("rctaf", "relu")
+    )
+    for x in ("curvature", "alpha"):
+        drawn = figures.curves(points.assign(alpha=[]), "accuracy", "title", x=x)
+        assert not figures.add_reference_lines(drawn, baselines).data
+    assert frame["id"].item() in tables.runs_table(points, baselines).data
+    assert tables.runs_table(points, points).data == ""
 
 
 def test_figure_5_tells_in_what_the_methods_differ(store, tmp_path):
@@ -473,7 +490,7 @@ def test_summary_has_a_row_per_claim(store, tmp_path):
         assert [int(n) for n in found] == [sum(row[place] == outcome for row in cells.values()) for outcome in OUTCOMES]
     # every line that the critical reading takes from here finds its topic; no method was run
     elsewhere = re.findall("<li>(.*?)</li>", "".join(outputs(out, "application/papermill.record/text/html")))
-    assert len(elsewhere) == 14
+    assert len(elsewhere) == 17
     assert [line for line in elsewhere if "no run yet" in line] == [
         "Figs. 4 to 6: one peak for every method: no run yet."
     ]

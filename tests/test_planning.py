@@ -2,12 +2,13 @@
 
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
 from synthetic import record_of
 
 from rctaf import records
-from rctaf.config import RunConfig
+from rctaf.config import Grid, RunConfig
 from rctaf.planning import plan
 
 
@@ -29,6 +30,53 @@ def test_plan_multiplies_measured_times(store, grid, cell, capsys):
     # 100 images attacked were never timed, epochs of this network were
     assert f"about {2 * 200 / 3600:.2g} hours of one CPU thread (x86_64 CPU) for the training alone of 2 of" in out
     assert "no epoch like those of 1 was timed yet" in out
+
+
+def test_times_are_medians_and_a_resumed_run_s_are_not_below_zero(store, grid, cell, capsys):
+    # epochs of 2 s, 2 s and 50 s; 26 s after training, 26 s, and none: that run's first attempt is not in its time
+    first, second, third, *_ = Grid.load(grid).cells().values()
+    for config, seconds, wall in ((first, 2.0, 30.0), (second, 2.0, 30.0), (third, 50.0, 4.0)):
+        made = record_of(config)
+        made.history["seconds"] = [seconds] * 2
+        records.write(replace(made, provenance=made.provenance | {"wall_s": wall}))
+    plan(grid)
+    assert f"about {3 * 30 / 3600:.2g} hours of one CPU thread (x86_64 CPU) for 3 of" in capsys.readouterr().out
+    for config in (first, second):
+        records.local_dir(config.run_id).joinpath("run.json").unlink()
+    plan(grid)
+    assert f"about {5 * 100 / 3600:.2g} hours of one CPU thread (x86_64 CPU) for 5 of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        *(
+            (settings, "no epoch like those of 1 was timed yet")
+            for settings in (
+                {"attack_steps": 4}, {"attack_schedule": "as_released"}, {"method": "mart"}, {"awp": 0.005},
+                {"precision": "bf16"}, {"compiled": True}, {"network": "resnet18"}, {"width": 4}, {"norm": "none"},
+                {"n_train": 100}, {"augment": "crop"}, {"batch_size": 64}, {"dataset": "fashion_mnist"},
+            )
+        ),
+        *(
+            (settings, "for the training alone of 1 of them")
+            for settings in (
+                {"n_eval": 7}, {"epsilon_larger": "0.3"}, {"autoattack": "standard"}, {"hessian_images": 3},
+                {"hessian_probes": 64},
+            )
+        ),
+        *(
+            (settings, f"about {30 / 3600:.2g} hours of one CPU thread (x86_64 CPU) for 1 of them")
+            for settings in ({"seed": 8}, {"alpha": 3}, {"beta": 2}, {"activation": "relu"}, {"lr": 0.2})
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_time_depends_on(store, grid, cell, capsys, settings, said):
+    records.write(record_of(cell))
+    base = json.dumps({"epochs": 2, **settings})
+    grid.write_text(f"name: g\nscale: s\nblocks: [{{base: {base}}}]")
+    plan(grid)
+    assert said in capsys.readouterr().out
 
 
 AVERAGED = "base: {method: dkl, awp: 0.005, awp_from: 5, averaging: epoch, averaging_decay: 0.9, averaging_from: 7}"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -81,6 +82,25 @@ def test_keep_says_what_comes_next(tmp_path, monkeypatch, capsys):
     assert "git add" not in capsys.readouterr().out  # nothing is new
 
 
+def test_keep_names_what_cannot_be_repeated_exactly(tmp_path, capsys):
+    sources = {
+        0: {"git_dirty": False},
+        1: {"git_dirty": True},
+        2: {"git_dirty": None},
+        3: {},
+        4: {"git_dirty": False, "resumed_from": [{"git_commit": None, "git_dirty": None}]},
+    }
+    grid = tmp_path / "mine.yaml"
+    grid.write_text("name: g\nscale: s\nblocks: [{axes: {seed: [0, 1, 2, 3, 4]}}]")
+    for seed, source in sources.items():
+        records.write(replace(record(seed=seed), provenance=source))
+    ids = {config.seed: run_id for run_id, config in Grid.load(grid).cells().items()}
+    assert records.main(["keep", str(grid)]) == 0
+    dirty, mixed = capsys.readouterr().err.splitlines()
+    assert dirty == f"not of a commit, so nobody can repeat them exactly: {ids[1]} {ids[2]} {ids[3]}"
+    assert mixed == f"begun by other code (resumed_from), so a replay may differ: {ids[4]}"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -152,6 +172,7 @@ def test_a_file_is_whole_at_every_moment(store, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         records.write_text(path, "c" * 100_000)
     assert path.read_text() == before
+    assert [left.name for left in store.iterdir()] == ["file"]
 
 
 def test_table_is_one_row_per_record():
@@ -200,7 +221,14 @@ def test_one_file_holds_what_the_records_hold(capsys):
         assert [None if pd.isna(v) else v for v in back[name]] == [None if pd.isna(v) else v for v in table[name]], name
 
 
-def test_provenance_says_where_and_with_what():
+def test_the_store_is_the_same_wherever_a_run_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given, folder in (("", "results"), ("other", "other"), ("/a", "/a")):
+        monkeypatch.setenv("RCTAF_RESULTS", given)
+        assert records.results_dir() == records.ROOT / folder
+
+
+def test_provenance_says_where_and_with_what(monkeypatch):
     said = records.provenance(time.time() - 2, {"git_commit": "abc", "git_dirty": True})
     assert said["wall_s"] == pytest.approx(2, abs=1)
     assert said["packages"]["torch"]
@@ -208,6 +236,11 @@ def test_provenance_says_where_and_with_what():
     if Path("/proc/cpuinfo").exists():
         assert said["processor"] is None or f": {said['processor']}\n" in Path("/proc/cpuinfo").read_text()
     assert (said["git_commit"], said["git_dirty"]) == ("abc", True)
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "EST5")
+        time.tzset()
+        assert records.provenance(86400.0, {})["started"] == "1970-01-02T00:00:00Z"  # UTC everywhere
+    time.tzset()
 
 
 def test_a_run_that_went_on_names_the_code_that_began_it(tmp_path, monkeypatch):
@@ -226,6 +259,9 @@ def test_a_run_that_went_on_names_the_code_that_began_it(tmp_path, monkeypatch):
     assert "resumed_from" not in records.provenance(time.time(), new)
     (folder / "sources.json").unlink()  # as code left it that took no notes
     assert records.resumed_from("1234", new) == [{"git_commit": None, "git_dirty": None}]
+    (folder / "checkpoint.pt").unlink()
+    (folder / "autoattack.json").touch()  # an evaluation alone has other code's part too
+    assert records.resumed_from("1234", old)[-1] == new
 
 
 def test_an_unfinished_run_goes_on_and_a_finished_one_is_made_anew(monkeypatch):
@@ -283,6 +319,11 @@ def test_source_is_the_commit_and_whether_the_code_differs(tmp_path, monkeypatch
     (tmp_path / "prose.md").write_text("of no matter")
     assert records.source() == {"git_commit": commit, "git_dirty": False}
     (tmp_path / "rctaf" / "code.py").write_text("2")
+    assert records.source() == {"git_commit": commit, "git_dirty": True}
+    (tmp_path / "rctaf" / "code.py").write_text("1")
+    assert records.source()["git_dirty"] is False
+    (tmp_path / "notebooks" / "experiments").mkdir(parents=True)
+    (tmp_path / "notebooks" / "experiments" / "run.ipynb").touch()
     assert records.source() == {"git_commit": commit, "git_dirty": True}
     monkeypatch.setenv("PATH", str(tmp_path))  # no git
     assert records.source() == {"git_commit": None, "git_dirty": None}

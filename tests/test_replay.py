@@ -6,8 +6,10 @@ than some ten points of accuracy on 500 images, but it sees an attack that does 
 learn.
 """
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from synthetic import record_of
 
 from rctaf import records, runs
 from rctaf.config import Grid
-from rctaf.replay import LEVEL, compare, tolerance
+from rctaf.replay import LEVEL, compare, counting_error, tolerance
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -83,6 +85,35 @@ def test_a_replay_that_fails_says_where_its_notebook_is(store, grid, monkeypatch
     assert done.stderr.startswith(f"{failing.run_id}: ")
     assert done.stderr.endswith(f"ValueError: made to fail; what it left is in {left}\n")
     assert "made to fail" in (left / "local" / failing.run_id / "notebook.partial.ipynb").read_text()
+
+
+def test_a_replay_has_the_threads_of_the_record_and_says_how_it_ended(store, cell, monkeypatch, capsys):
+    old = record_of(cell)
+    old.provenance["threads"] = 3
+    records.write(old)
+    monkeypatch.setattr(tempfile, "tempdir", str(store))
+    ends = {0.8: (0, "bit-identical: all 6 values"), 0.81: (0, "within tolerance: "), 0.2: (1, "different: ")}
+    for clean, (status, words) in ends.items():
+
+        def execute(config, clean=clean):
+            assert os.environ["OMP_NUM_THREADS"] == "3"
+            records.write(record_of(config, clean))
+
+        monkeypatch.setattr("rctaf.replay.execute", execute)
+        assert runs.main(["replay", cell.run_id]) == status
+        assert capsys.readouterr().out.splitlines()[-1].startswith(words)
+    assert not list(store.glob("rctaf-replay-*"))
+    assert records.load(cell.run_id).metrics == old.metrics
+
+
+def test_counting_images_near_none_and_all_is_uncertain_by_one():
+    one = (0.01 * 0.99 / 100) ** 0.5  # of 100 images
+    for none, every, name in ((0.0, 1.0, "pgd20_accuracy"), (0, 100, "autoattack.robust")):
+        scale = 1 if name == "pgd20_accuracy" else 100
+        for value in (none, every):
+            assert counting_error(f"metrics.{name}", value, {"n_eval": 100, "n_test": 7}) == pytest.approx(scale * one)
+    assert counting_error("metrics.clean_accuracy", 0.5, {"n_eval": 7, "n_test": 100}) == pytest.approx(0.05)
+    assert counting_error("metrics.clean_loss", 0.5, {"n_eval": 100, "n_test": 100}) == 0
 
 
 @pytest.mark.parametrize("seeds", [4, 10])

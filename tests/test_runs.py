@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -138,6 +139,34 @@ def test_notebook_that_ends_without_a_record_has_failed(store, cell, monkeypatch
     with pytest.raises(runs.RunError, match=r"ended without writing .*run\.json"):
         runs.execute(cell)
     assert runs.state(cell.run_id)[0] == "FAILED"
+
+
+def test_whoever_waited_for_a_run_finds_it_done(store, cell, monkeypatch):
+    monkeypatch.setattr(notebooks, "execute_notebook", lambda *a, **k: pytest.fail("executed again"))
+    held = threading.Event()
+
+    def other():
+        with runs.locked(runs.batch_dir() / "locks" / cell.run_id, patience=0):
+            held.set()
+            time.sleep(0.3)
+            records.write(record_of(cell))
+
+    first = threading.Thread(target=other)
+    first.start()
+    held.wait()
+    assert runs.execute(cell) == "already done"
+    first.join()
+
+
+@pytest.mark.parametrize(("asked", "threads"), [("", "1"), ("2", "2")])
+def test_a_run_gets_the_threads_it_was_given_or_one(store, cell, monkeypatch, asked, threads):
+    def execute(*args, **kwargs):
+        assert os.environ["OMP_NUM_THREADS"] == threads
+        records.write(record_of(cell))
+
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr(notebooks, "execute_notebook", execute)
+    assert runs.execute(cell) == "done"
 
 
 @pytest.mark.parametrize("place", [records.kept_path, lambda i: records.local_dir(i) / "run.json"])

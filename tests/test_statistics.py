@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import interpolate, stats
+from scipy import interpolate, optimize, stats
 
 from rctaf import statistics
 from rctaf.statistics import (
@@ -13,6 +13,7 @@ from rctaf.statistics import (
     cell_means,
     changes_beyond,
     critical_difference,
+    falls,
     holm,
     inside_against_ends,
     lower_beyond,
@@ -100,6 +101,29 @@ def test_a_noiseless_optimum_is_found_for_maximum_and_minimum():
     assert found.edge == 0
     frame["value"] *= -1
     assert optimum(frame, "value", kind="min").curvature == found.curvature
+
+
+def test_the_misfit_is_the_distance_from_the_best_spline_in_standard_errors():
+    """The natural spline of least squares found by a general optimiser, over its values at the knots."""
+    frame = experiment(lambda b, c: hill(c), np.random.default_rng(6), seeds=4)
+    table = frame.pivot_table(values="value", index="curvature", columns="seed")
+    x, means, error = np.log(table.index), table.mean(axis=1), table.std(axis=1) / 2
+    knots = np.quantile(x, np.linspace(0, 1, 5))
+    spline = lambda heights: interpolate.CubicSpline(knots, heights, bc_type="natural")  # noqa: E731
+    best = spline(optimize.least_squares(lambda h: spline(h)(x) - means, np.full(5, means.mean()), xtol=1e-15).x)
+    found = optimum(frame, "value", knots=5)
+    assert found.misfit == pytest.approx((np.abs(best(x) - means) / error).max(), rel=1e-5)
+    assert found.curve == pytest.approx(best(np.log(found.grid)), rel=1e-7)
+    lowest = optimum(frame.assign(value=-frame["value"]), "value", kind="min", knots=5)
+    assert (lowest.value, lowest.misfit) == pytest.approx((-found.curve.max(), found.misfit))
+    assert lowest.curve == pytest.approx(-found.curve)
+
+
+def test_percentiles_are_widened_as_published():
+    """The normal tails beyond t sqrt(n / (n - 1)), with t from a table: on 4 and 9 degrees of freedom."""
+    for n, level, t in ((5, 0.05, 2.7764), (10, 0.05, 2.2622), (5, 0.01, 4.6041)):
+        tail = stats.norm.cdf(-t * (n / (n - 1)) ** 0.5)
+        assert statistics._tails(n, level) == pytest.approx((tail, 1 - tail), rel=1e-3)
 
 
 def test_the_interval_of_the_optimum_covers_it_and_is_not_absurdly_wide():
@@ -210,6 +234,57 @@ def test_orders_that_cross_do_not_coincide():
     assert row["at"] in gap
     assert row["largest"] == pytest.approx(-gap[row["at"]], abs=0.5)
     assert row["clearest"] == pytest.approx(-gap[row["clearest_at"]], abs=0.5)
+
+
+def test_pairs_of_orders_are_scipys_tests_at_every_curvature():
+    gap = {(1, 0.5): 4.0, (1, 1.0): -6.0, (2, 2.0): 5.0}  # with either sign
+    frame = experiment(
+        lambda b, c: gap.get((b, c), 0.0), np.random.default_rng(8), orders=(0, 1, 2), seeds=4, run_sd=0.5
+    )
+    low = frame[frame["curvature"] <= 2]
+    cells = {key: part.sort_values("seed")["value"].to_numpy() for key, part in low.groupby(["beta", "curvature"])}
+    found = orders_coincide(frame, "value", below=2, margin=1.0).set_index("orders")
+    tests = {
+        (f"{a} vs {b}", c): stats.ttest_rel(cells[a, c], cells[b, c])
+        for a, b in ((0, 1), (0, 2), (1, 2))
+        for c in (0.25, 0.5, 1.0, 2.0)
+    }
+    corrected = dict(zip(tests, holm([test.pvalue for test in tests.values()]), strict=True))
+    for pair, row in found.iterrows():
+        a, b = int(pair[0]), int(pair[-1])
+        means = {c: (cells[a, c] - cells[b, c]).mean() for c in (0.25, 0.5, 1.0, 2.0)}
+        at = max(means, key=lambda c: abs(means[c]))
+        clearest = min(means, key=lambda c: tests[pair, c].pvalue)
+        interval = tests[pair, at].confidence_interval()
+        expected = [means[at], interval.low, interval.high, at, means[clearest], clearest]
+        names = ["largest", "largest_low", "largest_high", "at", "clearest", "clearest_at"]
+        assert row[names].tolist() == pytest.approx(expected)
+        assert row["p_different_holm"] == pytest.approx(min(corrected[pair, c] for c in means))
+    assert found["largest"].min() < -3 < 3 < found["largest"].max()
+
+
+def test_falls_are_scipys_tests_of_every_pair_of_curvatures():
+    bumps = {1.0: 1.0, 2.0: -2.0}
+    frame = experiment(
+        lambda b, c: bumps.get(c, 0.0) + b, np.random.default_rng(9), orders=(0, 1), seeds=5, run_sd=0.4,
+        curvatures=[0.5, 1.0, 2.0, 4.0],
+    )  # fmt: skip
+    means = frame.pivot_table(values="value", index="curvature", columns="seed")
+    found = falls(frame, "value")
+    assert len(found) == 6
+    assert (found["p_lower_holm"].iloc[0], found["p_lower_holm"].iloc[-1]) == (found["p_lower_holm"].min(), 1)
+    order = list(zip(found["p_lower_holm"], found["difference"], strict=True))
+    assert order == sorted(order)
+    tests = [
+        stats.ttest_rel(means.loc[row.larger], means.loc[row.smaller], alternative="less") for row in found.itertuples()
+    ]
+    assert found["p_lower_holm"].tolist() == pytest.approx(holm([test.pvalue for test in tests]).tolist())
+    expected = [means.loc[row.larger].mean() - means.loc[row.smaller].mean() for row in found.itertuples()]
+    assert found["difference"].tolist() == pytest.approx(expected)
+    assert (found["low"] < found["difference"]).all()
+    assert (found["difference"] < found["high"]).all()
+    with pytest.raises(ValueError, match="at different curvatures: expected the same"):
+        falls(frame[(frame["beta"] == 0) | (frame["curvature"] > 1)], "value")
 
 
 def test_orders_a_margin_apart_at_one_curvature_are_called_equal_at_most_5_times_in_100():

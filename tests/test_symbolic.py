@@ -12,7 +12,8 @@ import pytest
 import sympy as sp
 
 from rctaf import symbolic
-from rctaf.symbolic.certified import LOGISTIC, precision, t
+from rctaf.symbolic import baselines
+from rctaf.symbolic.certified import LOGISTIC, enclosure, exactly, precision, t
 from rctaf.symbolic.javascript import STABLE, r
 
 ORDERS = range(6)
@@ -111,6 +112,31 @@ def test_enclosures_hold_and_are_tight():
     assert abs(symbolic.Enclosure(mpmath.mpf(-1), mpmath.mpf(2))).lower == 0
 
 
+def test_a_fraction_lies_in_its_enclosure():
+    with precision():
+        third = enclosure(exactly(sp.Rational(1, 3)))
+        assert 3 * third.lower < 1 < 3 * third.upper  # their products are exact at twice the bits
+        assert third.upper - third.lower < 1e-35
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("swish", symbolic.x / (1 + sp.exp(-2 * symbolic.x)), "swish is not order 1 of the family"),
+        ("softplus", symbolic.x, "softplus is not order 0 of the family"),
+        ("gelu", symbolic.x * (1 + sp.erf(symbolic.x / sp.sqrt(2))), "GELU"),
+        ("elu", sp.exp(2 * symbolic.x) - 1, "elu is not of the form"),
+        ("relu", symbolic.x**2, "relu is not of the form"),
+    ],
+)
+def test_another_formula_of_a_baseline_is_refused(monkeypatch, name, wrong, message):
+    _, right = baselines._BASELINES[name]
+    halves = (wrong, right) if name == "elu" else (wrong, wrong)
+    monkeypatch.setitem(baselines._BASELINES, name, halves)
+    with pytest.raises(ArithmeticError, match=message):
+        symbolic.prove_baseline.__wrapped__(name)
+
+
 def test_a_proof_that_does_not_go_through_raises():
     """A double zero can be neither excluded nor isolated by signs."""
     with precision(), pytest.raises(ArithmeticError, match="cannot decide"):
@@ -168,7 +194,19 @@ def test_mish_and_gelu_exactly():
         value = mpmath.diff(BASELINE_TRUTH["mish"], point, 2)
         assert abs(mpmath.mpf(mish.at.digits(12)) - point) < 1e-11
         assert abs(mpmath.mpf(mish.supremum.digits(12)) - value) < 1e-11
+        points = [mpmath.mpf(k) / 16 for k in range(-240, 241)]
+        slopes = [mpmath.diff(BASELINE_TRUTH["mish"], point, 3) for point in points]
+        turns = [float(points[i]) for i in range(len(points) - 1) if slopes[i] * slopes[i + 1] < 0]
+        with precision():
+            found = [float(extremum.at) for extremum in baselines._mish_extrema()]
+        assert found == pytest.approx(turns, abs=1 / 16)  # on both sides of 0, in order
     assert symbolic.prove_baseline("gelu").exact == sp.sqrt(2 / sp.pi)
+
+
+def test_a_kink_has_no_largest_second_derivative():
+    assert [name for name in symbolic.BASELINES if symbolic.prove_baseline(name).maximum == np.inf] == [
+        "relu", "leaky_relu", "selu",
+    ]  # fmt: skip
 
 
 def test_bad_arguments_are_named():
@@ -195,7 +233,8 @@ def printed():
     source = (
         symbolic.javascript()
         + f"""
-    const points = {json.dumps(points)}, out = {{curvature: CURVATURE.family}};
+    const points = {json.dumps(points)}, out = {{curvature: CURVATURE.family, baselines: {{}}}};
+    for (const name in CURVATURE.baseline) out.baselines[name] = String(CURVATURE.baseline[name]);
     for (const beta in FAMILY)
       out[beta] = points.flatMap(x => [0.01, 1, 7, 200].map(a => [x, a, FAMILY[beta](x, a)]));
     for (const name in BASELINE) out[name] = points.map(x => [x, 1, BASELINE[name](x)]);
@@ -238,6 +277,9 @@ def test_printed_baselines(printed, name):
 
 def test_printed_curvature_is_the_proved_one(printed):
     assert printed["curvature"] == {str(b): 2.0 ** (b - 2) for b in range(5)}
+    assert {name: float(text) for name, text in printed["baselines"].items()} == {
+        name: symbolic.prove_baseline(name).maximum for name in symbolic.BASELINES
+    }
 
 
 def test_stable_symbols_mean_what_they_should():

@@ -44,7 +44,7 @@ def kl(p, q):
     return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
-def check(method, formula, n_views=1):
+def check(method, formula, n_views=1, scale=1.0):
     """Compare value and gradient of ``method.loss`` with ``formula(logits, labels, held)``.
 
     ``logits[v][which][i]`` is a list of logits of view v, image i (which: 0 clean, 1 attacked); ``held`` is a copy
@@ -52,6 +52,7 @@ def check(method, formula, n_views=1):
     """
     rows = 2 * n_views * BATCH
     model = Table(rows)
+    model.logits.data *= scale
     index = torch.arange(rows).reshape(n_views, 2, BATCH, 1, 1, 1)
     views = [View(index[v, 0], index[v, 1], norm_set=min(v, 1)) for v in range(n_views)]
     y = torch.tensor([2, 0, 3])
@@ -233,7 +234,7 @@ def dajat_formula(lam, lam_jsd, smoothing):
         divergences = []
         for i in range(len(y)):
             p = [softmax(z[v][0][i]) for v in range(len(z))]
-            mixture = [mean(column) for column in zip(*p, strict=True)]
+            mixture = [max(mean(column), 1e-7) for column in zip(*p, strict=True)]  # as in the original
             divergences.append(mean(kl(p_v, mixture) for p_v in p))
         return mean(views) + lam_jsd * mean(divergences)
 
@@ -247,6 +248,12 @@ def test_dajat_loss(auto_views, smoothing):
     assert method.views == ("base", "auto", "auto")[: 1 + auto_views]
     outcome, logits = check(method, dajat_formula(11.0, 2.0, smoothing), n_views=1 + auto_views)
     assert torch.equal(outcome.clean_logits, logits[0, 0])  # accuracies are those of the base view
+
+
+def test_dajat_bounds_the_mixture_of_its_views_from_below():
+    """Logits up to 30 apart: some class has a mixture below 1e-7, others between that and 1e-3."""
+    method = make(method="dajat", lam=0.5, lam_jsd=2.0, auto_views=1)
+    check(method, dajat_formula(0.5, 2.0, 0.0), n_views=2, scale=5.0)
 
 
 def test_the_dajat_weight_perturbation_sees_the_base_view_without_smoothing():
@@ -298,6 +305,14 @@ def test_dkl_loss_uses_uniform_weights_first_then_last_epochs_class_means():
     means = class_means(3.0, [(logits[0, 0].tolist(), [2, 0, 3]), (other.clean_logits.tolist(), [2, 2])])
     torch.testing.assert_close(method.state_dict()["means"], torch.tensor(means, dtype=torch.float64))
     check(method, dkl_formula(4.0, 20.0, means))
+    method.observe(first, torch.tensor([2, 0, 3]))
+    method.end_epoch()  # of that epoch's images alone
+    table = torch.tensor(class_means(3.0, [(logits[0, 0].tolist(), [2, 0, 3])]), dtype=torch.float64)
+    table[1] = 1 / CLASSES  # never seen
+    torch.testing.assert_close(method.state_dict()["means"], table)
+    method.observe(other, torch.tensor([2, 2]))
+    method.end_epoch()
+    torch.testing.assert_close(method.state_dict()["means"][0], table[0])  # not seen again: it keeps its row
 
 
 @pytest.mark.parametrize("attack_mse", [False, True])
@@ -326,13 +341,12 @@ def test_the_dkl_attack(network, attack_mse):
     assert torch.equal(ours, plain) != attack_mse
 
 
-def test_mart_attacks_cross_entropy_from_a_gaussian_start(network):
+@pytest.mark.parametrize(("method", "start"), [("pgd", "uniform"), ("mart", "gaussian")])
+def test_attacks_on_the_cross_entropy_and_their_starts(network, method, start):
     model, x, y = network
-    ours = make(method="mart").attack(model, x, y, Budget(0.1, 3, 0.05), torch.Generator().manual_seed(0))
+    ours = make(method=method).attack(model, x, y, Budget(0.1, 3, 0.05), torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
-    expected = pgd(
-        model, x, cross_entropy(y), epsilon=0.1, steps=3, step_size=0.05, start="gaussian", generator=generator
-    )
+    expected = pgd(model, x, cross_entropy(y), epsilon=0.1, steps=3, step_size=0.05, start=start, generator=generator)
     assert torch.equal(ours, expected)
 
 

@@ -115,6 +115,8 @@ def test_the_trained_model_is_the_average(averaging):
 def test_budgets_of_the_recipes():
     c = RunConfig(epochs=200, epsilon="8/255", epsilon_ramp=True, attack_steps=2, attack_step_size="8/255")
     assert budget(c, 50) == Budget(2 / 255, 2, 2 / 255)  # the low budget: two steps of the ramped epsilon
+    c = RunConfig(epochs=200, epsilon="8/255", epsilon_ramp=True, attack_steps=5)
+    assert budget(c, 50) == Budget(2 / 255, 5, 0.5 / 255)  # a quarter of the ramped epsilon where no step is set
     c = RunConfig(**recipes.settings("dajat"))
     for epoch in (1, 50, 51, 200):
         e = 8 / 255 * epoch / 200
@@ -125,6 +127,9 @@ def test_budgets_of_the_recipes():
         found = budget(c, epoch)
         assert found.steps == steps
         assert found.step_size == pytest.approx(8 / 255 * epoch / 200 * part)
+    c = RunConfig(**recipes.settings("dajat-intended") | {"epochs": 10, "averaging_from": 8})
+    # quarters of 10 epochs end after 2, 5 and 7
+    assert [budget(c, epoch).steps for epoch in range(1, 11)] == [2, 2, 3, 3, 3, 4, 4, 5, 5, 5]
 
 
 @pytest.mark.parametrize("name", recipes.names())

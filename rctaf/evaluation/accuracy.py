@@ -66,8 +66,6 @@ def pgd_accuracy(
         raise ValueError(f"{len(x)} images and {len(y)} labels: expected as many of each")
     attack: dict[str, Any] = {"epsilon": epsilon, "steps": steps, "step_size": epsilon / 4, "start": "uniform"}
     attack["generator"] = torch.Generator(x.device).manual_seed(seed)
-    correct = 0
-    with eval_mode(model):
-        for a, b in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            correct += accuracy(model, pgd(model, a, cross_entropy(b), **attack), b)[0]
+    parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+    correct = sum(accuracy(model, pgd(model, a, cross_entropy(b), **attack), b)[0] for a, b in parts)
     return correct, len(x)

@@ -87,9 +87,8 @@ def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> l
         raise ValueError("no images given, expected at least one")
     names = {module: name for name, module in model.named_modules()}
     sums: dict[nn.Module, _Sums] = {}
-    last_norm: tuple[Tensor, nn.Module] | None = (
-        None  # a batch norm is "directly before" if its output is what comes in
-    )
+    # a batch norm is "directly before" if its output is what comes in
+    last_norm: tuple[Tensor, nn.Module] | None = None
 
     def after_norm(module: nn.Module, inputs: Any, output: Tensor) -> None:
         nonlocal last_norm

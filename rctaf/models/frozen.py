@@ -17,7 +17,6 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from rctaf.activations import ACTIVATION_MODULES, LearnedRCTAF
@@ -46,7 +45,8 @@ class Frozen(nn.Module):
 
     Raises:
         Unsupported: the forward cannot be traced, draws random numbers, or holds a module of another kind (a subclass
-            is one, for its forward may be another) or with hooks; or the result is not the same function.
+            is one, for its forward may be another) or with hooks; or the trace cannot be run or is not the same
+            function.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
     >>> x = torch.rand(5, 1, 4, 4)
@@ -61,7 +61,7 @@ class Frozen(nn.Module):
             if any(getattr(module, hooks) for hooks in _HOOKS):
                 raise Unsupported(f"{name or type(model).__name__} has hooks, which a trace passes over")
         try:
-            with eval_mode(model):  # a forward may ask for the mode; the trace keeps the answer
+            with eval_mode(model), torch.enable_grad():  # a forward may ask for the mode; the trace keeps the answer
                 graph = _Tracer().trace(model)
         except Exception as error:  # whatever a forward may raise when it meets a Proxy
             raise Unsupported(f"{type(model).__name__} cannot be traced: {error}") from None
@@ -130,6 +130,11 @@ class Frozen(nn.Module):
 
 
 class _Tracer(torch.fx.Tracer):
+    def create_node(self, *args: Any, **kwargs: Any) -> torch.fx.Node:
+        if not torch.is_grad_enabled():  # a trace does not show it, and would have gradients where the network has none
+            raise ValueError("it switches gradients off")
+        return super().create_node(*args, **kwargs)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = isinstance(m, (*_NORMS, *_SAME_IN_BOTH_MODES))  # a subclass stays whole, to be refused below
         return known or super().is_leaf_module(m, module_qualified_name)
@@ -212,8 +217,26 @@ def _in_use(norm: nn.Module) -> Any:
     return norm.sets[norm.active] if isinstance(norm, SplitBatchNorm2d) else norm
 
 
+class _Shapes(torch.fx.Interpreter):
+    """Runs a graph and remembers the shape of what every node gives."""
+
+    def __init__(self, body: torch.fx.GraphModule) -> None:
+        super().__init__(body)
+        self.found: dict[torch.fx.Node, torch.Size] = {}
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.found[n] = result.shape
+        return result
+
+
 def _shapes(body: torch.fx.GraphModule, example: Tensor) -> dict[torch.fx.Node, torch.Size]:
     """The shape of what every node of the graph gives."""
-    with eval_mode(body), torch.no_grad():
-        ShapeProp(body).propagate(example[:1])
-    return {n: n.meta["tensor_meta"].shape for n in body.graph.nodes if hasattr(n.meta.get("tensor_meta"), "shape")}
+    shapes = _Shapes(body)
+    try:
+        with eval_mode(body), torch.no_grad():
+            shapes.run(example[:1])
+    except Exception as error:  # a trace has calls, and not what stood around them, as torch.enable_grad() does
+        raise Unsupported(f"its trace cannot be run: {' '.join(str(error).split())[:200]}") from None
+    return shapes.found

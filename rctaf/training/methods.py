@@ -234,10 +234,8 @@ class Dkl(Method):
         return pgd(model, x, objective, **vars(budget), start="gaussian", generator=generator)
 
     def loss(self, model: nn.Module, views: Sequence[View], y: Tensor) -> Outcome:
-        attacked, natural = (
-            logits_of(model, views[0].attacked),
-            logits_of(model, views[0].clean),
-        )  # the original's order, for batch norm
+        attacked = logits_of(model, views[0].attacked)  # first, as in the original: batch norm sees them in this order
+        natural = logits_of(model, views[0].clean)
         soft = F.cross_entropy(attacked, natural.detach().softmax(1))
         squared = self._squared_differences(natural, attacked, self._weights(natural, y)).mean()
         return Outcome(F.cross_entropy(natural, y) + self.lam * soft + self.lam_mse * squared, natural, attacked)
