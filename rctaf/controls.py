@@ -574,8 +574,8 @@ def longer(frame: pd.DataFrame, value: str) -> list[Verdict]:
     """Do the place of the peak and the loss at small curvature hang on training briefly?
 
     1. The peak of the runs that were trained longest, by :func:`rctaf.verdicts.peak_in_band`.
-    2. The smallest max|sigma''| minus 1, and 3. the mean over 4 to 10 minus 1: each trained longest minus shortest,
-    by :func:`_higher`.
+    2. The smallest max|sigma''| minus 1, trained longest minus shortest, by :func:`_higher`.
+    3. The mean over 4 to 10 minus 1, likewise.
 
     The rules were fixed on 2026-11-30, before the long runs were made; the short ones, which are shared with Fig. 3,
     had been seen.
