@@ -218,13 +218,13 @@ def longer(judged: pd.DataFrame, value: str) -> list[Answer]:
     means = judged.pivot_table(values=value, index="epochs", columns="curvature")
     before, after = (100 * (means.loc[n, smallest] - means.loc[n, 1.0]) for n in (least, most))
     conclusion = {
-        "supported": "gains on",
-        "not supported": "loses against",
-        "undecided": "is not told to gain on",
+        "supported": "gain on",
+        "not supported": "lose against",
+        "undecided": "are not told to gain on",
     }[rules_of_longer(judged, value)[1].outcome]
     top = tops[most]
     words = (
-        f"Trained for {most} epochs in place of {least}, a max|σ″| of {smallest:g} {conclusion} one of 1 (from "
+        f"Trained for {most} epochs in place of {least}, networks at max|σ″| = {smallest:g} {conclusion} those at 1 (from "
         f"{before:+.1f} to {after:+.1f} points), and order {top.order} is most robust at {top.value:.2g} "
         f"({top.low:.2g} to {top.high:.2g}), not at {tops[least].value:.2g}"
     )

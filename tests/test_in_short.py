@@ -203,11 +203,11 @@ def test_longer_training():
     few = world(1, 0)
     assert in_short.longer(few[few["seed"] < 4], VALUE) == []
     ((_, same),) = in_short.longer(world(1, 0), VALUE)
-    assert "is not told to gain on one of 1" in same
+    assert "are not told to gain on those at 1" in same
     ((_, moved),) = in_short.longer(world(0.25, 1), VALUE)
-    assert "a max|σ″| of 0.25 gains on one of 1 (from \u22128.0 to +" in moved
+    assert "networks at max|σ″| = 0.25 gain on those at 1 (from \u22128.0 to +" in moved
     assert "most robust at 0.25 (" in moved
     assert re.search(r"not at (0\.9\d?|1|1\.\d)[;.]", moved)
     assert moved.endswith("; the fitted curve rises no more.")
     ((_, worse),) = in_short.longer(world(1, -0.5), VALUE)
-    assert "loses against one of 1 (from \u22128.0 to \u221212.0 points)" in worse
+    assert "lose against those at 1 (from \u22128.0 to \u221212.0 points)" in worse
