@@ -224,8 +224,8 @@ def longer(judged: pd.DataFrame, value: str) -> list[Answer]:
     }[rules_of_longer(judged, value)[1].outcome]
     top = tops[most]
     words = (
-        f"Trained for {most} epochs in place of {least}, networks at max|σ″| = {smallest:g} {conclusion} those at 1 (from "
-        f"{before:+.1f} to {after:+.1f} points), and order {top.order} is most robust at {top.value:.2g} "
+        f"Trained for {most} epochs in place of {least}, networks at max|σ″| = {smallest:g} {conclusion} those at 1 "
+        f"(from {before:+.1f} to {after:+.1f} points), and order {top.order} is most robust at {top.value:.2g} "
         f"({top.low:.2g} to {top.high:.2g}), not at {tops[least].value:.2g}"
     )
     edge = "; the fitted curve rises no more" if top.value == smallest else ""
