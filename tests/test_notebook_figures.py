@@ -11,6 +11,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import yaml
 from synthetic import fill
 
@@ -438,6 +439,72 @@ def test_the_axis_has_ticks_at_both_ends_of_what_was_tested():
             {"beta": 1, "curvature": tested, "mean": 0.5, "low": 0.4, "high": 0.6, "n": 2, "runs": "a"}
         )
         assert figures.curves(frame, "accuracy", "title").layout.xaxis.tickvals == pytest.approx(wanted, rel=2e-3)
+
+
+def test_bars_and_lines_stand_where_their_numbers_are():
+    cells = pd.DataFrame({"beta": 1, "curvature": [1.0, 2.0], "mean": [10.0, 20.0], "low": [8.0, 19.0],
+                          "high": [15.0, 40.0], "n": 3, "runs": "a"})  # fmt: skip
+    line = cells[:1].assign(activation="relu")
+    for kind, place in (("linear", 10), ("log", 1)):
+        drawn = figures.curves(cells, "norm", "title", percent=False)
+        drawn.update_yaxes(type=kind)
+        drawn = figures.add_reference_lines(drawn, line, percent=False)
+        (name,) = (note for note in drawn.layout.annotations if note.text == "ReLU")
+        assert name.y == pytest.approx(place)  # Plotly takes exponents on a logarithmic axis
+    bars = drawn.data[0].error_y
+    assert (list(bars.array), list(bars.arrayminus)) == ([5, 20], [2, 1])
+
+
+def test_geometric_means_are_those_of_the_logarithms():
+    norms = [1.0, 2.0, 8.0]
+    frame = pd.DataFrame(
+        {"activation": "rctaf", "beta": 1, "curvature": 2.0, "seed": [0, 1, 2], "id": "a", "norm": norms}
+    )
+    (cell,) = figures.cells(frame, "norm", log=True).itertuples()
+    interval = scipy.stats.ttest_1samp(np.log(norms), 0).confidence_interval()
+    assert cell.mean == pytest.approx(scipy.stats.gmean(norms))
+    assert (cell.low, cell.high) == pytest.approx((np.exp(interval.low), np.exp(interval.high)))
+
+
+@pytest.mark.parametrize(
+    ("attacks", "column"),
+    [(["standard"], "robust_accuracy"), (["screening"], "screening_accuracy"),
+     (["standard", "screening"], "screening_accuracy")],
+)  # fmt: skip
+def test_a_grid_is_measured_by_what_all_its_runs_have(attacks, column):
+    grid = Grid(name="g", scale="s", blocks=[{"axes": {"autoattack": attacks}}])
+    assert figures.Evidence(grid, len(attacks), []).robustness == column
+
+
+def test_table_1_counts_the_runs_of_its_curvature_that_were_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    blocks = [
+        {"axes": {"seed": [0, 1, 2], "beta": [1], "curvature": [6.5, 7, 7.5]}},
+        {"axes": {"seed": [0], "activation": ["elu"]}},
+    ]
+    frame = records.table(fill(Grid(name="g", scale="s", blocks=blocks), peak=6.5, hessian_least=1.0))
+    seven = frame[np.isclose(frame["curvature"], 7)]
+    frame.loc[seven.index[-1], "screening_accuracy"] = np.nan
+    text = tables.table_1(frame, "screening_accuracy", 7.0).data
+    rows = {row.split("</td>")[0].removeprefix("<td>"): row for row in text.split("<tr>")}
+    assert f'records.html#{",".join(seven["id"][:2])}">2</a>' in rows["RCT-AF β=1"]
+    assert f"<td>{100 * seven['screening_accuracy'][:2].mean():.2f} (" in rows["RCT-AF β=1"]
+    assert "<td>1.000</td>" in rows["ELU"]  # reached from the left: a jump of σ″, and no kink
+
+
+def test_the_table_of_records_marks_uncommitted_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    grid = Grid(name="g", scale="s", blocks=[{"axes": {"seed": [0, 1]}}])
+    made = [
+        replace(record, provenance=record.provenance | {"git_commit": 12 * "ab", "git_dirty": record.config.seed == 1})
+        for record in fill(grid, peak=6.5, hessian_least=1.0)
+    ]
+    text = tables.records_table(made).data
+    rows = [row.split("</tr>")[0] for row in text.split("<tr id")[1:]]
+    assert [re.search(r"<td>ababababab(\+?)</td>", row)[1] for row in rows] == ["", "+"]
+    assert all(
+        f"<td>{100 * record.metrics['clean_accuracy']:.2f}</td>" in row for record, row in zip(made, rows, strict=True)
+    )
 
 
 @pytest.mark.parametrize(

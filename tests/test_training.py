@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from rctaf.activations import fix_alphas
 from rctaf.config import RunConfig
 from rctaf.data import load
-from rctaf.models import from_config
+from rctaf.models import SplitBatchNorm2d, from_config
 from rctaf.training import Diverged, Method, loop, schedules, train
-from rctaf.training.methods import Outcome
+from rctaf.training.methods import Outcome, Standard
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +212,83 @@ def test_every_image_is_used_once_per_epoch_in_parts_of_one_size(digits, monkeyp
     assert not torch.equal(seen[0], seen[2])
 
 
+class Plain(Method):
+    """Sees a base and an AutoAugment view, notes what it is given, and has losses that are known."""
+
+    views = ("base", "auto")
+
+    def __init__(self, losses=(1.0, 2.0, 6.0)):
+        self.attacks, self.losses = [], list(losses)
+
+    def attack(self, model, x, y, budget, generator):
+        sets = {m.active for m in self.network.modules() if isinstance(m, SplitBatchNorm2d)}
+        self.attacks.append((generator, sets))
+        return x
+
+    def loss(self, model, views, y):
+        logits = model(views[0].clean)
+        return Outcome(0 * logits.sum() + self.losses.pop(0), logits, None)
+
+
+def test_every_stream_of_numbers_and_every_set_of_norms_has_one_use(digits, monkeypatch):
+    method, made, augmented, policies = Plain(), {}, [], []
+    generators, augment, auto_augment = loop.make_generators, loop.augment, loop.auto_augment
+
+    def make(seed, device):
+        made.update(generators(seed, device))
+        return made
+
+    def spy(x, kind, generator):
+        augmented.append((kind, generator))
+        return augment(x, kind, generator)
+
+    def auto_spy(x, generator):
+        policies.append(generator)
+        return auto_augment(x, generator)
+
+    for name, value in (("make_generators", make), ("augment", spy), ("auto_augment", auto_spy)):
+        monkeypatch.setattr(loop, name, value)
+    monkeypatch.setattr(loop, "make_method", lambda config: method)
+    c = config(method="dajat", auto_views=1, augment="crop", batch_size=67, epochs=1)
+    method.network = from_config(c, in_channels=1, n_classes=10)
+    history = train(method.network, digits, c)
+    assert history["loss"] == [3]  # the mean of its three steps
+    assert method.attacks == [(made["attack"], {0}), (made["attack"], {1})] * 3
+    assert augmented == [("crop", made["augment"])] * 6
+    assert policies == [made["policy"]] * 3
+
+
+def test_an_infinite_loss_is_told_at_its_own_step(digits, monkeypatch):
+    method = Plain([1.0, math.inf, 1.0])
+    monkeypatch.setattr(loop, "make_method", lambda config: method)
+    method.network = from_config(c := config(batch_size=67, epochs=1), in_channels=1, n_classes=10)
+    method.views = ("base",)
+    with pytest.raises(Diverged, match="the loss became inf in epoch 1, step 2 of 3"):
+        train(method.network, digits, c)
+
+
+@pytest.mark.parametrize(("first", "expected"), [(1, [1, 2, 3]), (3, [3])])
+def test_weights_are_perturbed_from_the_epoch_that_was_asked_for(digits, monkeypatch, first, expected):
+    epochs, perturb = [], loop.perturbed
+
+    def spy(model, ascent_loss, gamma):
+        epochs.append(method.steps // 4 + 1)
+        assert gamma == 0.005
+        return perturb(model, ascent_loss, gamma)
+
+    class Counted(Standard):
+        steps = 0
+
+        def observe(self, outcome, y):
+            self.steps += 1
+
+    method = Counted()
+    monkeypatch.setattr(loop, "make_method", lambda config: method)
+    monkeypatch.setattr(loop, "perturbed", spy)
+    run(config(method="standard", awp=0.005, awp_from=first), digits)
+    assert epochs == [epoch for epoch in expected for _ in range(4)]
+
+
 def test_the_order_of_the_images_does_not_depend_on_the_method(digits, monkeypatch):
     permutation, orders = torch.randperm, []
 
@@ -318,13 +395,15 @@ def test_a_gain_and_the_rates_that_undo_it(gains_too):
     assert (ends["common"] - ends["plain"]).abs().max() > 0.01
 
 
-def test_sgd_is_the_textbook_update(digits):
-    """One step from fresh buffers: w - lr (gradient + weight decay * w)."""
-    c = config(method="standard", epochs=1, batch_size=200, lr=0.05, weight_decay=0.01)
+@pytest.mark.parametrize("head_lr", [1.0, 0.1])
+def test_sgd_is_the_textbook_update(digits, head_lr):
+    """One step from fresh buffers: w - lr (gradient + weight decay * w); the classifier's gradient times head_lr."""
+    c = config(method="standard", epochs=1, batch_size=200, lr=0.05, weight_decay=0.01, head_lr=head_lr)
     model = from_config(c, in_channels=1, n_classes=10)
     order = torch.randperm(200, generator=loop.make_generators(0, torch.device("cpu"))["order"])
     nn.functional.cross_entropy(model(digits.train_x[order]), digits.train_y[order]).backward()
-    expected = {k: (p - 0.05 * (p.grad + 0.01 * p)).detach() for k, p in model.named_parameters()}
+    share = {"classifier.weight": head_lr}
+    expected = {k: (p - 0.05 * (share.get(k, 1.0) * p.grad + 0.01 * p)).detach() for k, p in model.named_parameters()}
     _, state = run(c, digits)
     for k, value in expected.items():
         # float32: the fused kernel rounds in another order, and channels_last sums in another order
