@@ -589,24 +589,21 @@ def longer(frame: pd.DataFrame, value: str) -> list[Verdict]:
         found = peak_in_band(arms(frame)[1], value)
         return found.measured, found.outcome
 
-    def more_above_one(frame: pd.DataFrame, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-        """What a range of max|sigma''| is above 1, by seed: trained shortest, and longest."""
+    def gains(frame: pd.DataFrame, what: str, low: float, high: float) -> tuple[str, str]:
+        """Does the mean over a range of max|sigma''|, minus that at 1, grow when training is longer?"""
         short, long = (
             _by_seed(rows[rows["curvature"].between(low, high)], value) - _by_seed(rows[rows["curvature"] == 1], value)
             for rows in arms(frame)
         )
-        return short, long
+        words = f"{what} minus 1: {100 * short.mean():+.2f} points, trained longer {100 * long.mean():+.2f}"
+        return _higher(f"{words}; the second minus the first", long, short)
 
     def makes_up(frame: pd.DataFrame) -> tuple[str, str]:
         smallest = float(frame["curvature"].min())
-        short, long = more_above_one(frame, smallest, smallest)
-        words = f"{smallest:g} minus 1: {100 * short.mean():+.2f} points, trained longer {100 * long.mean():+.2f}"
-        return _higher(f"{words}; the second minus the first", long, short)
+        return gains(frame, f"{smallest:g}", smallest, smallest)
 
     def favours_band(frame: pd.DataFrame) -> tuple[str, str]:
-        short, long = more_above_one(frame, *BAND)
-        words = f"Mean over 4 to 10 minus 1: {100 * short.mean():+.2f} points, trained longer {100 * long.mean():+.2f}"
-        return _higher(f"{words}; the second minus the first", long, short)
+        return gains(frame, f"Mean over {BAND[0]:g} to {BAND[1]:g}", *BAND)
 
     return [
         _judged("Trained four times as long, order 1 is most robust at a max|σ″| between 4 and 10.", frame, peak),

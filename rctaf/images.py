@@ -15,7 +15,7 @@ from rctaf.evaluation.autoattack import unpack_mask
 from rctaf.names import activation_name
 from rctaf.records import Record, table
 from rctaf.statistics import Array, Estimate, mean_interval
-from rctaf.verdicts import BAND, MIN_SEEDS, TUNED, complete_seeds
+from rctaf.verdicts import BAND, MIN_SEEDS, TUNED, by_order, complete_seeds
 from rctaf.words import decimals, typeset
 
 Differences = dict[str, tuple[Estimate, Estimate]]  # by name: over seeds, over seeds and images
@@ -97,7 +97,7 @@ def differences(records: Sequence[Record], value: str) -> Differences:
             if len(d) >= MIN_SEEDS:
                 found[name] = mean_interval(d.mean(1)), over_both(d)
 
-    orders = {int(beta): rows[rows["beta"] == beta] for beta in sorted(set(rows["beta"]))}
+    orders = by_order(rows)
     tuned = {beta: part[np.isclose(part["curvature"], TUNED)] for beta, part in orders.items()}
     first, last = min(orders), max(orders)
     band = {beta: part[part["curvature"].between(*BAND)] for beta, part in orders.items()}

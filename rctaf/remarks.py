@@ -12,7 +12,17 @@ import pandas as pd
 from rctaf.figures import STRENGTHS
 from rctaf.records import Record, table
 from rctaf.statistics import Estimate, cell_means, mean_interval
-from rctaf.verdicts import BAND, FIT_CURVATURES, LOSSES, MIN_SEEDS, complete_seeds, places, too_few_seeds
+from rctaf.verdicts import (
+    BAND,
+    FIT_CURVATURES,
+    LOSSES,
+    MIN_SEEDS,
+    by_order,
+    column_of,
+    complete_seeds,
+    places,
+    too_few_seeds,
+)
 from rctaf.words import count, listed, points, typeset
 
 
@@ -36,10 +46,6 @@ def _best(values: pd.DataFrame) -> float:
     return float(values.index[int(values.mean(axis=1).to_numpy(float).argmax())])
 
 
-def _each_order(rows: pd.DataFrame) -> dict[int, pd.DataFrame]:
-    return {int(beta): rows[rows["beta"] == beta] for beta in sorted(set(rows["beta"]))}
-
-
 def strength(frame: pd.DataFrame, strong: str) -> str:
     """How much more accuracy PGD-20 leaves than a stronger attack, along the curvature, as Markdown.
 
@@ -58,7 +64,7 @@ def strength(frame: pd.DataFrame, strong: str) -> str:
         return too_few_seeds(seeds, MIN_SEEDS)
     name = STRENGTHS[strong]
     lines, grows, unseen, own = [], [], [], []
-    for beta, part in _each_order(rows).items():
+    for beta, part in by_order(rows).items():
         weak, hard = _by_curvature(part, "pgd20_accuracy"), _by_curvature(part, strong)
         gap, best, highest = weak - hard, _best(hard), float(hard.index[-1])
         told = _along(gap, best)
@@ -196,7 +202,7 @@ def gap(frame: pd.DataFrame, value: str) -> str:
     if seeds < MIN_SEEDS:
         return too_few_seeds(seeds, MIN_SEEDS)
     lines, grows = [], []
-    for beta, part in _each_order(rows).items():
+    for beta, part in by_order(rows).items():
         gaps, best = _by_curvature(part, "robust_gap"), _best(_by_curvature(part, value))
         told, highest = _along(gaps, best), float(gaps.index[-1])
         if best != highest:
@@ -218,10 +224,7 @@ def with_sigma_shares(frame: pd.DataFrame) -> pd.DataFrame:
     unbiased estimate of its square is negative or was not measured.
     """
     for loss in LOSSES:
-        square = {
-            part: frame.get(f"hessian_{loss}.{part}_square", pd.Series(math.nan, frame.index)).astype(float)
-            for part in ("remainder", "gauss_newton")
-        }
+        square = {part: column_of(frame, f"hessian_{loss}.{part}_square") for part in ("remainder", "gauss_newton")}
         share = np.sqrt(square["remainder"].where(square["remainder"] > 0) / square["gauss_newton"])
         frame = frame.assign(**{f"hessian_{loss}.sigma_share": share})
     return frame

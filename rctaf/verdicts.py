@@ -173,6 +173,11 @@ def _judge(
     return claim, rows, None
 
 
+def by_order(rows: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    """The rows of each order."""
+    return {int(beta): rows[rows["beta"] == beta] for beta in sorted(set(rows["beta"]))}
+
+
 def shared_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows at curvatures that every order was run at."""
     return rows[rows.groupby("curvature")["beta"].transform("nunique") == rows["beta"].nunique()]
@@ -527,13 +532,13 @@ def with_scale_free_norms(frame: pd.DataFrame) -> pd.DataFrame:
     of its square is negative or was not measured.
     """
     for loss in ("clean", "adversarial"):
-        square = _column(frame, f"hessian_{loss}.scale_free_square")
-        parameters = _column(frame, f"hessian_{loss}.parameters")
+        square = column_of(frame, f"hessian_{loss}.scale_free_square")
+        parameters = column_of(frame, f"hessian_{loss}.parameters")
         frame = frame.assign(**{f"hessian_{loss}.scale_free": np.sqrt(square.where(square > 0) / parameters)})
     return frame
 
 
-def _column(frame: pd.DataFrame, name: str) -> pd.Series:
+def column_of(frame: pd.DataFrame, name: str) -> pd.Series:
     """A measured column; NaN where no record has it."""
     return frame.get(name, pd.Series(np.nan, frame.index)).astype(float)
 
@@ -550,7 +555,7 @@ def hessian_least_in_band(frame: pd.DataFrame, loss: str, norm: str = "rms") -> 
         norm: one of :data:`NORMS`.
     """
     claim = f"The {NORMS[norm]} of the {LOSSES[loss]} is least for max|σ″| between 4 and 10, in {{orders}}."
-    frame = frame.assign(log_rms=np.log(_column(frame, f"hessian_{loss}.{norm}")))
+    frame = frame.assign(log_rms=np.log(column_of(frame, f"hessian_{loss}.{norm}")))
     return _in_band(claim, "Place of the minimum", frame, "log_rms", "min")
 
 
@@ -562,7 +567,7 @@ def hessian_goes_with_robustness(frame: pd.DataFrame, value: str, loss: str, nor
     """
     claim = f"A smaller {NORMS[norm]} of the {LOSSES[loss]} goes with higher robustness, within {{orders}}."
     column = f"hessian_{loss}.{norm}"
-    measured = frame.assign(**{value: frame[value].where(_column(frame, column).notna())})
+    measured = frame.assign(**{value: frame[value].where(column_of(frame, column).notna())})
     claim, rows, stop = _judge(claim, measured, value, BOOTSTRAP_SEEDS, curvatures=3)
     if stop:
         return stop
@@ -596,7 +601,7 @@ def relu_is_sharper(frame: pd.DataFrame, loss: str) -> Verdict:
         f"ReLU, with effectively infinite curvature at its kink, has a larger {NORMS['rms']} of the {LOSSES[loss]} "
         "than RCT-AF within 4 to 10."
     )
-    frame = frame.assign(log_rms=np.log(_column(frame, f"hessian_{loss}.rms")))
+    frame = frame.assign(log_rms=np.log(column_of(frame, f"hessian_{loss}.rms")))
     claim, rows, stop = _judge(claim, frame, "log_rms")
     if stop:
         return stop

@@ -109,7 +109,10 @@ def test_the_misfit_is_the_distance_from_the_best_spline_in_standard_errors():
     table = frame.pivot_table(values="value", index="curvature", columns="seed")
     x, means, error = np.log(table.index), table.mean(axis=1), table.std(axis=1) / 2
     knots = np.quantile(x, np.linspace(0, 1, 5))
-    spline = lambda heights: interpolate.CubicSpline(knots, heights, bc_type="natural")  # noqa: E731
+
+    def spline(heights):
+        return interpolate.CubicSpline(knots, heights, bc_type="natural")
+
     best = spline(optimize.least_squares(lambda h: spline(h)(x) - means, np.full(5, means.mean()), xtol=1e-15).x)
     found = optimum(frame, "value", knots=5)
     assert found.misfit == pytest.approx((np.abs(best(x) - means) / error).max(), rel=1e-5)
