@@ -322,18 +322,22 @@ def test_networks_that_learned_nothing_are_no_effect_on_robustness():
 
 
 def test_longer_training_against_a_world_where_it_matters_or_not():
+    def each(*outcomes):  # the outcome of each claim, in orders 0, 1 and 2
+        return [outcome for outcome in outcomes for _ in range(3)]
+
     same = longer_runs(VALUE, 1, 0)
-    assert outcomes(controls.longer(same, VALUE)) == ["not supported", "undecided", "undecided"]
-    assert outcomes(controls.longer(longer_runs(VALUE, 6.3, 0), VALUE)) == ["supported", "not supported", "supported"]
-    assert outcomes(controls.longer(longer_runs(VALUE, 1, 0.9), VALUE)) == ["not supported", "supported", "undecided"]
-    assert outcomes(controls.longer(longer_runs(VALUE, 1, -0.5), VALUE)) == [
-        "not supported",
-        "not supported",
-        "undecided",
-    ]
+    assert outcomes(controls.longer(same, VALUE)) == each("not supported", "undecided", "undecided")
+    moved = longer_runs(VALUE, 6.3, 0)
+    assert outcomes(controls.longer(moved, VALUE)) == each("supported", "not supported", "supported")
+    helped = longer_runs(VALUE, 1, 0.9)
+    assert outcomes(controls.longer(helped, VALUE)) == each("not supported", "supported", "undecided")
+    hurt = longer_runs(VALUE, 1, -0.5)
+    assert outcomes(controls.longer(hurt, VALUE)) == each("not supported", "not supported", "undecided")
+    mixed = pd.concat([same[same["beta"] < 2], helped[helped["beta"] == 2]])  # each order is judged by its own runs
+    assert outcomes(controls.longer(mixed, VALUE))[3:6] == ["undecided", "undecided", "supported"]
     rows = same.assign(**{VALUE: same[VALUE] + 0.05 * ((same["epochs"] == 80) & (same["curvature"] == 0.25))})
-    found = controls.longer(rows, VALUE)[1].measured
-    cell = rows.pivot_table(values=VALUE, index="seed", columns=["epochs", "curvature"])
+    found = controls.longer(rows, VALUE)[4].measured
+    cell = rows[rows["beta"] == 1].pivot_table(values=VALUE, index="seed", columns=["epochs", "curvature"])
     gained = (cell[80, 0.25] - cell[80, 1.0]) - (cell[20, 0.25] - cell[20, 1.0])
     low, high = scipy.stats.t.interval(0.95, 4, gained.mean(), scipy.stats.sem(gained))
     assert f"{100 * gained.mean():+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})" in found
