@@ -19,12 +19,13 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rctaf import _after_norm, _kernels
 from rctaf._derivative import Derivative
 from rctaf._native import plain
-from rctaf.family import LAST_ORDER, checked_order, positive
+from rctaf.family import BASELINE_CURVATURES, LAST_ORDER, checked_order, positive
 
 # --- the function and its module -------------------------------------------------------------------------------------
 
@@ -207,6 +208,33 @@ def fix_alphas(model: nn.Module) -> list[float]:
     return [module.alpha for module in fixed.values()]
 
 
+class Sharpened(nn.Module):
+    """A named activation f at sharpness a: f(a x) / a, whose largest second derivative is a times that of f.
+
+    Shapes: any to the same.
+
+    Raises:
+        ValueError: ``name`` is not one of ``elu``, ``gelu``, or ``sharpness`` not a finite number above 0.
+
+    >>> Sharpened("gelu", 2.0)(torch.tensor(1.0)) == nn.GELU()(torch.tensor(2.0)) / 2
+    tensor(True)
+    """
+
+    def __init__(self, name: str, sharpness: float) -> None:
+        super().__init__()
+        if name not in BASELINE_CURVATURES:
+            raise ValueError(f"name must be one of {', '.join(BASELINE_CURVATURES)}, got {name!r}")
+        self.name = name
+        self.sharpness = positive(sharpness, "sharpness")
+
+    def forward(self, x: Tensor) -> Tensor:
+        activation: Callable[[Tensor], Tensor] = getattr(F, self.name)
+        return activation(x * self.sharpness) / self.sharpness
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, sharpness={self.sharpness:.12g}"
+
+
 # --- activations by name ---------------------------------------------------------------------------------------------
 
 _MAKERS: dict[str, Callable[..., nn.Module]] = {
@@ -245,6 +273,6 @@ def make_activation(name: str, **kw: Any) -> nn.Module:
 
 
 ACTIVATION_MODULES = (
-    RCTAF, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Softplus, nn.Hardswish, nn.Threshold,
+    RCTAF, Sharpened, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
+    nn.Mish, nn.Softplus, nn.Hardswish, nn.Threshold,
 )  # fmt: skip

@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rctaf import recipes
-from rctaf.family import LAST_ORDER, alpha_for_curvature, alpha_for_rms_curvature, curvature
+from rctaf.family import BASELINE_CURVATURES, LAST_ORDER, alpha_for_curvature, alpha_for_rms_curvature, curvature
 
 SCHEMA = 1  # raise it when the *meaning* of a field changes: every run id changes with it
 
@@ -33,7 +33,10 @@ SCHEMA = 1  # raise it when the *meaning* of a field changes: every run id chang
 _ATTACK = {"attack_steps", "attack_step_size", "attack_schedule", "epsilon_ramp"}
 _USED_BY: dict[str, dict[str | None, set[str]]] = {
     "norm": {"batch": {"gain"}},
-    "activation": {"rctaf": {"alpha", "beta", "alpha_learned"}},
+    "activation": {
+        "rctaf": {"alpha", "beta", "alpha_learned"},
+        **{name: {"sharpness"} for name in BASELINE_CURVATURES},
+    },
     "method": {
         "standard": set(),
         "pgd": _ATTACK,
@@ -126,6 +129,7 @@ class RunConfig(BaseModel):
     alpha: float | None = Field(14.0, gt=0, le=1000, description="sharpness of RCT-AF")
     beta: int | None = Field(1, ge=0, le=LAST_ORDER, description="order of RCT-AF")
     alpha_learned: bool | None = Field(False, description="alpha is where each layer starts, and is then trained")
+    sharpness: float | None = Field(1.0, gt=0, description="a of ELU or GELU f, run as f(a x) / a")
     # training
     method: Literal["standard", "pgd", "trades", "mart", "dajat", "dkl"] = "trades"
     epochs: int = Field(20, ge=1)
@@ -244,6 +248,8 @@ class RunConfig(BaseModel):
         act: str = self.activation
         if act == "rctaf":
             act = f"rctaf(alpha={self.alpha:g}, beta={self.beta})"
+        elif self.sharpness not in (None, 1):
+            act += f"(sharpness={self.sharpness:g})"
         return f"{self.dataset} {self.network} {self.method} {act} seed {self.seed}"
 
     @property
@@ -298,7 +304,8 @@ class Block(BaseModel):
     """One product of axes over a common base.
 
     In place of ``alpha`` an axis may be ``curvature``, max|sigma''|, or ``rms_curvature``, what the start of
-    training meets of it (:func:`rctaf.family.rms_curvature_at_start`). ``recipe`` names a file of
+    training meets of it (:func:`rctaf.family.rms_curvature_at_start`). For ELU and GELU ``curvature`` stands for
+    ``sharpness``. ``recipe`` names a file of
     ``rctaf/recipes``, whose settings are used where neither base nor axes give their own.
     """
 
@@ -316,6 +323,8 @@ class Block(BaseModel):
                     raise ValueError(f"{name}={value!r}: one value is expected; a list of them belongs under axes")
             if "recipe" in row:
                 row = {**recipes.settings(row.pop("recipe")), **row}
+            if "curvature" in row and (largest := BASELINE_CURVATURES.get(row.get("activation", ""))):
+                row["sharpness"] = float(f"{row.pop('curvature') / largest:.12g}")
             if len(given := [name for name in ("alpha", *_ALPHA_FOR) if name in row]) > 1:
                 raise ValueError(f"give {' or '.join(given)}, not both")
             for name, (alpha_for, digits) in _ALPHA_FOR.items():

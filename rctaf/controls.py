@@ -15,7 +15,8 @@ import pandas as pd
 import scipy  # its parts load when first used
 
 from rctaf.config import Grid, RunConfig
-from rctaf.family import curvature, rms_curvature_at_start
+from rctaf.family import BASELINE_CURVATURES, curvature, rms_curvature_at_start
+from rctaf.names import ACTIVATIONS
 from rctaf.records import Record, table
 from rctaf.statistics import (
     Difference,
@@ -62,8 +63,16 @@ def of_family(config: RunConfig) -> bool:
 
 def twins(grid: Grid) -> Callable[[RunConfig], bool]:
     """Chooses the RCT-AF runs of another grid that have a curvature and seed of this one."""
-    places = {(round(c.curvature, 9), c.seed) for c in grid.cells().values() if c.curvature is not None}
+    places = {(equal_curvature(config), config.seed) for config in grid.cells().values()}
     return lambda config: config.curvature is not None and (round(config.curvature, 9), config.seed) in places
+
+
+def equal_curvature(config: RunConfig) -> float | None:
+    """max|sigma''|, rounded so that equal ones compare equal, of RCT-AF and of ELU and GELU; None for others."""
+    found = config.curvature
+    if config.sharpness is not None:
+        found = config.sharpness * BASELINE_CURVATURES[config.activation]
+    return None if found is None else round(found, 9)
 
 
 def _judged(
@@ -615,4 +624,53 @@ def longer(frame: pd.DataFrame, value: str) -> list[Verdict]:
         )
         for order in ORDERS
         for rows in [frame[frame["beta"] == order] if len(frame) else frame]
+    ]
+
+
+# --- (g) functions outside the family --------------------------------------------------------------------------------
+
+
+def with_equal_curvature(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the curvature of RCT-AF, ELU or GELU in the column ``curvature``, as :func:`equal_curvature`."""
+    if frame.empty:
+        return frame
+    of_others = frame["sharpness"].astype(float) * frame["activation"].map(BASELINE_CURVATURES)
+    return frame.assign(curvature=frame["curvature"].astype(float).fillna(of_others).round(9))
+
+
+def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> list[Verdict]:
+    """Does what is said of max|sigma''| hold outside the family too? For each other function, by complete seeds:
+
+    1. Its robustness minus the mean of the orders of RCT-AF, at every max|sigma''| that was run, by :func:`_same`.
+    2. The place of its peak: the rule of :func:`rctaf.verdicts.peak_in_band`.
+
+    The rules were fixed on 2026-11-30, before the runs of ELU and GELU at these curvatures were made; those of RCT-AF,
+    which are shared with Fig. 3, and those of both functions at sharpness 1, had been seen.
+
+    Args:
+        others: rows from :func:`with_equal_curvature`.
+        family: likewise, of RCT-AF at the same curvatures; seeds without them are left out.
+    """
+    both = others.iloc[:0] if others.empty or family.empty else others[others["seed"].isin(set(family["seed"]))]
+
+    def alike(frame: pd.DataFrame) -> tuple[str, str]:
+        same_seeds = family[family["seed"].isin(set(frame["seed"]))]
+        pairs = {
+            f"max|σ″| {c:g}": (frame[frame["curvature"] == c], same_seeds[same_seeds["curvature"] == c])
+            for c in sorted(set(frame["curvature"]))
+        }
+        return _same(pairs, value)
+
+    def peak(frame: pd.DataFrame) -> tuple[str, str]:
+        found = peak_in_band(frame.assign(activation="rctaf", beta=0), value)  # the rule reads these two alone
+        return found.measured.replace("order 0: ", ""), found.outcome
+
+    return [
+        _judged(claim.format(name=ACTIVATIONS[name]), rows, judge)
+        for claim, judge in (
+            ("{name} is as robust as RCT-AF at equal max|σ″|.", alike),
+            ("{name} is most robust at a max|σ″| between 4 and 10.", peak),
+        )
+        for name in BASELINE_CURVATURES
+        for rows in [both[both["activation"] == name] if len(both) else both]
     ]

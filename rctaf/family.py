@@ -155,6 +155,11 @@ def curvature(alpha: float, beta: int) -> float:
     return positive(alpha, "alpha (sharpness)") * _unit_curvature(checked_order(beta))
 
 
+#: max|f''| of the baselines that can be run at another sharpness: ELU as a supremum, which x < 0 come near, and GELU
+#: at 0 (:func:`rctaf.symbolic.prove_baseline`)
+BASELINE_CURVATURES = {"elu": 1.0, "gelu": math.sqrt(2 / math.pi)}
+
+
 def alpha_for_curvature(c: float, beta: int) -> float:
     """The sharpness at which order ``beta`` has curvature ``c``: the inverse of :func:`curvature`.
 

@@ -32,7 +32,8 @@ from rctaf import (
     make_activation,
     rctaf,
 )
-from rctaf.family import LAST_ORDER, alpha_for_rms_curvature, polynomials, rms_curvature_at_start
+from rctaf.activations import Sharpened
+from rctaf.family import BASELINE_CURVATURES, LAST_ORDER, alpha_for_rms_curvature, polynomials, rms_curvature_at_start
 
 # PyTorch raises these itself, where forward-mode derivatives and the compiler are first used
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -579,6 +580,29 @@ def test_baselines_are_their_formulas_and_not_in_place():
         y = make_activation(name)(x)
         assert x.tolist() == values
         assert y.tolist() == pytest.approx([formula(v) for v in values], rel=1e-12), name
+
+
+@pytest.mark.parametrize("name", BASELINE_CURVATURES)
+def test_sharpened_is_the_formula_at_another_scale(name):
+    module = Sharpened(name, 3.5)
+    values = [-4.0, -1.0, -0.1, 0.2, 1.0, 5.0]
+    x = torch.tensor(values, dtype=torch.float64)
+    expected = [FORMULAS[name](3.5 * v) / 3.5 for v in values]
+    assert module(x).tolist() == pytest.approx(expected, rel=1e-12)
+    assert x.tolist() == values
+    # its largest second derivative, by differences of the formula: on the left of 0, where that of ELU jumps
+    h = 1e-5
+    f = [FORMULAS[name](3.5 * point) / 3.5 for point in (0, -h, -2 * h)]
+    assert (f[0] - 2 * f[1] + f[2]) / h**2 == pytest.approx(3.5 * BASELINE_CURVATURES[name], rel=1e-4)
+    assert repr(module) == f"Sharpened({name}, sharpness=3.5)"
+    assert not module.state_dict()
+
+
+def test_sharpened_refuses():
+    with pytest.raises(ValueError, match="one of elu, gelu, got 'relu'"):
+        Sharpened("relu", 1.0)
+    with pytest.raises(ValueError, match=r"sharpness.*-1"):
+        Sharpened("elu", -1.0)
 
 
 def test_order_0_and_1_are_softplus_and_swish():

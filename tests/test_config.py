@@ -1,5 +1,6 @@
 """One definition of an experiment: what it accepts, what it refuses, and the ids that must never move."""
 
+import math
 from itertools import combinations
 from pathlib import Path
 from typing import get_args
@@ -12,7 +13,7 @@ from rctaf import activations, names
 from rctaf.config import _USED_BY, Grid, RunConfig, parse_epsilon
 from rctaf.evaluation import effective_curvature
 from rctaf.family import curvature, rms_curvature_at_start
-from rctaf.models import NETWORKS
+from rctaf.models import NETWORKS, from_config
 from rctaf.training import Method
 from rctaf.training.methods import make_method
 
@@ -69,6 +70,7 @@ def test_one_experiment_has_one_id():
     # and every setting that it does use tells two experiments apart
     changed = [{}, {"alpha": 7}, {"beta": 2}, {"seed": 1}, {"lam": 5}, {"method": "pgd"}, {"epsilon": "8/255"}]
     changed += [{"gain": 10.0}, {"head_lr": 0.01}, {"alpha_learned": True}, {"epsilon_eval": "0.1"}]
+    changed += [{"activation": "gelu"}, {"activation": "gelu", "sharpness": 2.0}]
     changed += [{"attack_step_size": "0.1"}, {"method": "standard"}, {"method": "standard", "epsilon_eval": "0.1"}]
     assert len({RunConfig(**settings).run_id for settings in changed}) == len(changed)
 
@@ -178,6 +180,22 @@ def test_curvature_axis(tmp_path):
     assert RunConfig(activation="relu").curvature is None
     (usual,) = Grid.load(write(tmp_path, "name: g\nscale: s\nblocks: [{axes: {curvature: [3]}}]")).cells().values()
     assert (usual.alpha, usual.beta) == (6, RunConfig().beta)  # the default is order 1
+
+
+def test_curvature_axis_of_other_functions(tmp_path):
+    path = write(tmp_path, "name: g\nscale: s\nblocks: [{axes: {activation: [elu, gelu], curvature: [0.25, 7]}}]")
+    cells = Grid.load(path).cells().values()
+    assert [c.sharpness for c in cells] == pytest.approx(
+        [0.25, 7, 0.25 / math.sqrt(2 / math.pi), 7 * math.sqrt(math.pi / 2)]
+    )
+    assert {c.alpha for c in cells} == {None}
+    for config in cells:
+        model = from_config(config, in_channels=1, n_classes=10)
+        for layer in effective_curvature(model, torch.rand(4, 1, 8, 8)):
+            assert layer.curvature == pytest.approx(0.25 if config.sharpness < 1 else 7, rel=1e-9)
+    assert RunConfig(activation="gelu", sharpness=1) == RunConfig(activation="gelu")
+    assert RunConfig(activation="relu", sharpness=3) == RunConfig(activation="relu")
+    assert RunConfig(activation="elu", sharpness=2).label == "digits resnet_small trades elu(sharpness=2) seed 0"
 
 
 def test_rms_curvature_axis(tmp_path):

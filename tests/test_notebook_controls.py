@@ -343,6 +343,47 @@ def test_longer_training_against_a_world_where_it_matters_or_not():
     assert f"{100 * gained.mean():+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})" in found
 
 
+def other_functions(offset, peak=None, seeds=5, family_seeds=5):
+    """Runs of control (g): the other functions lie ``offset`` away from the family, whose peak is elsewhere or not."""
+
+    def of(grid, chosen, shift, seeds):
+        frame = controls.with_equal_curvature(controls.complete(grid, records(grid, seeds), chosen))
+        if frame.empty:
+            return frame
+        distance = np.log2(frame["curvature"] / peak) if peak else 0.0
+        noise = np.random.default_rng(0).normal(0, 1e-3, len(frame)) + 0.01 * frame["seed"]
+        return frame.assign(**{VALUE: 0.7 - 0.02 * distance**2 + frame["activation"].map(shift).fillna(0.0) + noise})
+
+    grid = GRIDS["other_functions"]
+    return controls.other_functions(
+        of(grid, bool, offset, seeds), of(EQUAL, controls.twins(grid), {}, family_seeds), VALUE
+    )
+
+
+def test_other_functions_against_worlds_where_curvature_decides_and_where_it_does_not():
+    found = other_functions({})
+    assert [verdict.claim[:4] for verdict in found] == ["ELU ", "GELU", "ELU ", "GELU"]
+    assert outcomes(found[:2]) == ["supported", "supported"]
+    assert outcomes(other_functions({"elu": -0.02})[:2]) == ["not supported", "supported"]
+    small = other_functions({"gelu": 0.005})[1]  # within the margin, and told from 0
+    assert small.outcome == "supported"
+    assert "max|σ″| 0.5: +0.50" in small.measured
+    assert outcomes(other_functions({}, peak=6.3)[2:]) == ["supported", "supported"]
+    assert outcomes(other_functions({}, peak=1)[2:]) == ["not supported", "not supported"]
+    assert re.match(r"Place of the peak: (0\.9\d?|1|1\.\d) \(", other_functions({}, peak=1)[2].measured)
+    assert outcomes(other_functions({}, family_seeds=0)) == ["not testable"] * 4
+    assert "5 seeds" in other_functions({}, seeds=5, family_seeds=10)[0].measured
+
+
+def test_equal_curvature_of_elu_and_gelu():
+    cells = GRIDS["other_functions"].cells().values()
+    assert {controls.equal_curvature(c) for c in cells} == {0.25, 0.5, 1, 2, 4, 7, 10, 25}
+    frame = controls.with_equal_curvature(
+        controls.complete(GRIDS["other_functions"], records(GRIDS["other_functions"]))
+    )
+    assert frame.groupby("activation")["curvature"].apply(set).map(len).to_dict() == {"elu": 8, "gelu": 8}
+
+
 @pytest.mark.parametrize("seeds", [0, 1, 2])
 def test_too_few_seeds_are_not_judged(seeds):
     frames = {name: judged(name, seeds) for name in GRIDS}
@@ -355,6 +396,7 @@ def test_too_few_seeds_are_not_judged(seeds):
         *controls.orders(effective, effective, VALUE),
         *controls.no_norm(frames["no_norm"][0], effective, VALUE),
         *controls.longer(frames["longer"][0], VALUE),
+        *controls.other_functions(*[controls.with_equal_curvature(frames["other_functions"][0])] * 2, VALUE),
     ]
     assert set(outcomes(found)) == {"not testable"}
     have = {0: "No complete seed", 1: "Only 1 complete seed", 2: "Only 2 complete seeds"}[seeds]

@@ -12,6 +12,7 @@ import pytest
 import sympy as sp
 
 from rctaf import symbolic
+from rctaf.family import BASELINE_CURVATURES
 from rctaf.symbolic import baselines
 from rctaf.symbolic.certified import LOGISTIC, enclosure, exactly, precision, t
 from rctaf.symbolic.javascript import STABLE, r
@@ -201,6 +202,12 @@ def test_mish_and_gelu_exactly():
             found = [float(extremum.at) for extremum in baselines._mish_extrema()]
         assert found == pytest.approx(turns, abs=1 / 16)  # on both sides of 0, in order
     assert symbolic.prove_baseline("gelu").exact == sp.sqrt(2 / sp.pi)
+
+
+def test_curvatures_that_sharpness_starts_from_are_the_proved_ones():
+    assert {name: float(symbolic.prove_baseline(name).supremum) for name in BASELINE_CURVATURES} == pytest.approx(
+        BASELINE_CURVATURES, rel=1e-12
+    )
 
 
 def test_a_kink_has_no_largest_second_derivative():

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from rctaf.activations import RCTAF, LearnedRCTAF, make_activation
+from rctaf.activations import RCTAF, LearnedRCTAF, Sharpened, make_activation
 from rctaf.config import RunConfig
 from rctaf.models.norm import SplitBatchNorm2d, select_norm, start_at_gain
 from rctaf.models.resnet import Activation, Block, PreActBlock, ResNet
@@ -107,6 +107,8 @@ def from_config(config: RunConfig, *, in_channels: int, n_classes: int) -> nn.Mo
     activation: Activation = partial(make_activation, config.activation)
     if config.alpha is not None and config.beta is not None:
         activation = partial(LearnedRCTAF if config.alpha_learned else RCTAF, config.alpha, config.beta)
+    elif config.sharpness not in (None, 1):
+        activation = partial(Sharpened, config.activation, config.sharpness)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would seed those of all GPUs too
         model = make_model(
