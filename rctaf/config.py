@@ -76,7 +76,7 @@ def _budget(text: Any) -> Fraction:
     except (ValueError, ZeroDivisionError):
         value = Fraction(0)
     if not 0 < value <= 1:
-        raise ValueError(f'epsilon must be a number in (0, 1] such as "8/255" or "0.15", got {text!r}')
+        raise ValueError(f'a budget must be a number in (0, 1] such as "8/255" or "0.15", got {text!r}')
     return value
 
 

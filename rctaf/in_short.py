@@ -12,8 +12,11 @@ import pandas as pd
 from IPython.display import HTML
 
 from rctaf.config import Grid
+from rctaf.controls import ORDERS
 from rctaf.controls import longer as rules_of_longer
-from rctaf.names import DATASETS
+from rctaf.controls import other_functions as rules_of_others
+from rctaf.family import BASELINE_CURVATURES
+from rctaf.names import ACTIVATIONS, DATASETS
 from rctaf.records import Record
 from rctaf.statistics import Estimate, lower_beyond, orders_coincide, paired_difference
 from rctaf.statistics import rank_correlation as spearman
@@ -26,6 +29,7 @@ from rctaf.verdicts import (
     MIN_SEEDS,
     Place,
     alike,
+    by_order,
     complete_seeds,
     falls_beyond,
     hessian_goes_with_robustness,
@@ -211,25 +215,57 @@ def longer(judged: pd.DataFrame, value: str) -> list[Answer]:
     """What longer training changes: the complete seeds of control (f), see :func:`rctaf.controls.longer`."""
     if judged.empty or judged["seed"].nunique() < BOOTSTRAP_SEEDS:
         return []
-    lengths = judged["epochs"]
+    lengths, smallest = judged["epochs"], judged["curvature"].min()
     least, most = lengths.min(), lengths.max()
-    tops = {n: places(judged[lengths == n], value, "max")[0] for n in (least, most)}
-    smallest = judged["curvature"].min()
-    means = judged.pivot_table(values=value, index="epochs", columns="curvature")
-    before, after = (100 * (means.loc[n, smallest] - means.loc[n, 1.0]) for n in (least, most))
-    conclusion = {
-        "supported": "gain on",
-        "not supported": "lose against",
-        "undecided": "are not told to gain on",
-    }[rules_of_longer(judged, value)[1].outcome]
-    top = tops[most]
+    makes_up = rules_of_longer(judged, value)[len(ORDERS) : 2 * len(ORDERS)]
+    gains: dict[str, list[str]] = {"supported": [], "undecided": [], "not supported": []}
+    peaks = []
+    for order, rows in by_order(judged).items():
+        means = rows.pivot_table(values=value, index="epochs", columns="curvature")
+        short, long = (100 * (means.loc[n, smallest] - means.loc[n, 1.0]) for n in (least, most))
+        outcome = makes_up[ORDERS.index(order)].outcome
+        gains[outcome].append(f"order {order} (from {short:+.1f} to {long:+.1f} points)")
+        first, top = (places(rows[rows["epochs"] == n], value, "max")[0] for n in (least, most))
+        edge = "; the fitted curve rises no more" if top.value == smallest else ""
+        after = f"{top.value:.2g} ({top.low:.2g} to {top.high:.2g}{edge})"
+        peaks.append(f"{after} in place of {first.value:.2g} in order {order}")
+    said = {
+        "supported": "gain on those at 1 in",
+        "undecided": "are not told to gain on those at 1 in",
+        "not supported": "lose against those at 1 in",
+    }
+    moved = [f"{said[outcome]} {listed(orders)}" for outcome, orders in gains.items() if orders]
     words = (
-        f"Trained for {most} epochs in place of {least}, networks at max|σ″| = {smallest:g} {conclusion} those at 1 "
-        f"(from {before:+.1f} to {after:+.1f} points), and order {top.order} is most robust at {top.value:.2g} "
-        f"({top.low:.2g} to {top.high:.2g}), not at {tops[least].value:.2g}"
+        f"Trained for {most} epochs in place of {least}, networks at max|σ″| = {smallest:g} {listed(moved)}. "
+        f"The best max|σ″| is then {listed(peaks)}."
     )
-    edge = "; the fitted curve rises no more" if top.value == smallest else ""
-    return [("Longer training", typeset(f"{words}{edge}."))]
+    return [("Longer training", typeset(words))]
+
+
+def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> list[Answer]:
+    """What functions outside the family do: control (g), see :func:`rctaf.controls.other_functions`."""
+    judged = rules_of_others(others, family, value)
+    if any(verdict.outcome == "not testable" for verdict in judged):
+        return []
+    said = {
+        "supported": "equally robust",
+        "undecided": "neither told apart nor shown to be equally robust",
+        "not supported": "not equally robust",
+    }
+    equal, tops = [], []
+    of_family = family[family["seed"].isin(set(others["seed"]))].groupby("curvature")[value].mean()
+    for name, verdict in zip(BASELINE_CURVATURES, judged, strict=False):
+        rows = others[(others["activation"] == name) & others["seed"].isin(set(family["seed"]))]
+        away = 100 * (rows.groupby("curvature")[value].mean() - of_family)
+        at = float(away.abs().idxmax())  # type: ignore[arg-type]
+        top = places(rows.assign(beta=0), value, "max")[0]
+        equal.append(
+            f"{ACTIVATIONS[name]} and RCT-AF are {said[verdict.outcome]} (largest difference of means "
+            f"{away[at]:+.1f} points, at {at:g})"
+        )
+        tops.append(f"{ACTIVATIONS[name]} at {top.value:.2g} ({top.low:.2g} to {top.high:.2g})")
+    words = f"At equal max|σ″|, {listed(equal)}. Most robust are {listed(tops)}."
+    return [("Outside the family", typeset(words))]
 
 
 def at_paper_scale(grids: Iterable[tuple[Grid, Sequence[Record]]]) -> list[Answer]:

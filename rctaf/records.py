@@ -170,13 +170,18 @@ def table(records: Iterable[Record]) -> pd.DataFrame:
         {
             "id": record.run_id,
             "kept": record.kept,
-            "curvature": record.config.curvature,
+            "curvature": _same_for_all_orders(record.config.curvature),
             **record.config.model_dump(mode="json"),
             **_flat(record.metrics),
         }
         for record in records
     ]
     return pd.DataFrame(rows)
+
+
+def _same_for_all_orders(curvature: float | None) -> float | None:
+    """Ten digits: an order whose maximum is no power of 2 has its alpha, and so its curvature, rounded at the 12th."""
+    return None if curvature is None else float(f"{curvature:.10g}")
 
 
 def to_csv(records: Iterable[Record]) -> str:

@@ -110,9 +110,10 @@ def _record_cells(record: Record, row: pd.Series) -> dict[str, str]:
         v = row[column]
         values[name] = "–" if pd.isna(v) else f"{100 * v:.2f}" if name.endswith("%") else typeset(_short(v))
     if config.alpha is None:
-        values["max|σ″|"] = _true_curvature(config.activation)
+        values["max|σ″|"] = _true_curvature(config.activation, config.sharpness or 1.0)
     values |= {
-        "other settings": typeset(", ".join(f"{name} {value}" for name, value in _unusual(config).items())) or "–",
+        "other settings": typeset(", ".join(f"{name} {_short(value)}" for name, value in _unusual(config).items()))
+        or "–",
         "date": str(origin.get("started", "–"))[:10],
         "device": str(origin["device"]),
         "threads": str(origin["threads"]),
@@ -123,12 +124,12 @@ def _record_cells(record: Record, row: pd.Series) -> dict[str, str]:
     return {name: value if name == "record" else escape(value) for name, value in values.items()}
 
 
-def _true_curvature(baseline: str) -> str:
-    """max|σ″| of a baseline in words, as proved."""
+def _true_curvature(baseline: str, sharpness: float = 1.0) -> str:
+    """max|σ″| of a baseline in words, as proved for sharpness 1."""
     from rctaf.symbolic import prove_baseline  # SymPy, which no other table needs
 
     proof = prove_baseline(baseline)
-    return "none (kink)" if proof.regularity == "kink" else f"{proof.maximum:.3f}"
+    return "none (kink)" if proof.regularity == "kink" else f"{sharpness * proof.maximum:.3f}"
 
 
 def beyond_screening(records: Sequence[Record]) -> str:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from rctaf import controls
 from rctaf.config import Grid
 from rctaf.records import ROOT, Record, write
 
@@ -97,3 +98,19 @@ def longer_runs(value: str, long_peak: float, catches_up: float) -> pd.DataFrame
     distance = np.log2(frame["curvature"] / np.where(frame["epochs"] == 80, long_peak, 1))
     lost = 0.02 * np.where((frame["epochs"] == 80) & (distance < 0), 1 - catches_up, 1)
     return frame.assign(**{value: 0.7 - lost * distance**2 + noise})
+
+
+def other_runs(value: str, offset: dict, peak: float | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Runs of control (g) and of the family: the first lie ``offset`` away from the others, at every curvature."""
+
+    def frame(path, chosen):
+        cells = [c for c in Grid.load(ROOT / path).cells().values() if chosen(c)]
+        rows = pd.DataFrame([(c.activation, c.beta, controls.equal_curvature(c), c.seed) for c in cells])
+        rows.columns = ["activation", "beta", "curvature", "seed"]
+        distance = np.log2(rows["curvature"] / peak) if peak else 0.0
+        noise = np.random.default_rng(0).normal(0, 1e-3, len(rows)) + 0.01 * rows["seed"]
+        return rows.assign(**{value: 0.7 - 0.02 * distance**2 + rows["activation"].map(offset).fillna(0.0) + noise})
+
+    path = "grids/digits/controls/other_functions.yaml"
+    of_family = controls.twins(Grid.load(ROOT / path))
+    return frame(path, bool), frame("grids/digits/figure_3.yaml", of_family)

@@ -158,7 +158,7 @@ def test_the_budget_of_the_evaluation_is_its_own_where_one_is_given():
 
 @pytest.mark.parametrize("text", ["", "0", "-1/255", "8:255", "1.5", "inf", "nan"])
 def test_parse_epsilon_refuses(text):
-    with pytest.raises(ValueError, match="epsilon must be"):
+    with pytest.raises(ValueError, match="a budget must be"):
         parse_epsilon(text)
 
 

@@ -3,9 +3,10 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
-from synthetic import fill, longer_runs
+from synthetic import fill, longer_runs, other_runs
 
 from rctaf import in_short
 from rctaf.config import Grid
@@ -196,18 +197,36 @@ def test_the_list_escapes_what_it_is_given():
     )
 
 
+def test_functions_outside_the_family():
+    others, family = other_runs(VALUE, {"elu": -0.03}, peak=1)
+    ((head, words),) = in_short.other_functions(others, family, VALUE)
+    assert head == "Outside the family"
+    assert re.search(
+        r"ELU and RCT-AF are not equally robust \(largest difference of means \u2212(2\.9|3\.[01]) ", words
+    )
+    assert "GELU and RCT-AF are equally robust" in words
+    assert re.search(r"Most robust are ELU at (0\.9\d?|1|1\.\d) \(0\.71 to 1\.4\) and GELU at ", words)
+    assert in_short.other_functions(others.iloc[:0], family, VALUE) == []
+    assert in_short.other_functions(others[others["seed"] < 4], family, VALUE) == []  # a peak needs five
+
+
 def test_longer_training():
     def world(long_peak, catches_up):
         return longer_runs(VALUE, long_peak, catches_up)
 
     few = world(1, 0)
     assert in_short.longer(few[few["seed"] < 4], VALUE) == []
-    ((_, same),) = in_short.longer(world(1, 0), VALUE)
-    assert "are not told to gain on those at 1" in same
+    ((_, same),) = in_short.longer(few, VALUE)
+    eight = r"\u2212(7\.9|8\.[01])"
+    assert re.search(
+        rf"are not told to gain on those at 1 in order 0 \(from {eight} to {eight} points\), order 1", same
+    )
+    assert re.search(r"then (0\.9\d?|1|1\.\d) \(0\.71 to 1\.4\) in place of (0\.9\d?|1|1\.\d) in order 0, ", same)
     ((_, moved),) = in_short.longer(world(0.25, 1), VALUE)
-    assert "networks at max|σ″| = 0.25 gain on those at 1 (from \u22128.0 to +" in moved
-    assert "most robust at 0.25 (" in moved
-    assert re.search(r"not at (0\.9\d?|1|1\.\d)[;.]", moved)
-    assert moved.endswith("; the fitted curve rises no more.")
-    ((_, worse),) = in_short.longer(world(1, -0.5), VALUE)
-    assert "lose against those at 1 (from \u22128.0 to \u221212.0 points)" in worse
+    assert re.search(rf"networks at max\|σ″\| = 0\.25 gain on those at 1 in order 0 \(from {eight} to \+", moved)
+    assert "then 0.25 (0.25 to 0." in moved
+    assert moved.count("; the fitted curve rises no more) in place of") == 3
+    mixed = pd.concat([few[few["beta"] < 2], world(1, -0.5)[lambda rows: rows["beta"] == 2]])
+    ((_, worse),) = in_short.longer(mixed, VALUE)
+    assert "and order 1 (from" in worse
+    assert re.search(rf"lose against those at 1 in order 2 \(from {eight} to \u221212\.\d points\)", worse)

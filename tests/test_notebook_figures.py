@@ -411,16 +411,19 @@ def test_the_table_of_records_says_what_differs_in_words(tmp_path, monkeypatch):
         {"base": {"seed": 0, "beta": 1, "curvature": 7, "norm": "none", "gain": None}},
         {"base": {"seed": 0, "beta": 1, "curvature": 7, "network": "wrn_28_10", "width": 8, "method": "dajat",
                   "auto_views": 0}},
+        {"base": {"seed": 0, "activation": "gelu", "curvature": 7}},
     ]}  # fmt: skip
     text = tables.records_table(fill(Grid(**doc), peak=6.5, hessian_least=1.0)).data
     heads = re.findall(r"<th[^>]*>(.*?)</th>", text)
     rows = [dict(zip(heads, re.findall("<td>(.*?)</td>", row), strict=True)) for row in text.split("<tr id")[1:]]
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert min(len({row[head] for row in rows}) for head in heads) > 1  # what is the same everywhere is said above
     same = re.search("<p>The same in all records: (.*?)</p>", text)[1]
     assert {"data: digits", "threads: 1", "kept: made here."} <= set(same.split("; "))
     assert [row["max|σ″|"] for row in rows if row["activation"] == "Mish"] == ["0.644"] * 2
     assert [row["max|σ″|"] for row in rows if row["activation"] == "ReLU"] == ["none (kink)"] * 2
+    (gelu,) = (row for row in rows if row["activation"] == "GELU")
+    assert (gelu["max|σ″|"], gelu["other settings"]) == ("7.000", "sharpness 8.773")
     names = [(row["network"], row["method"], row["α"], row["order β"]) for row in rows if row["activation"] == "RCT-AF"]
     assert sorted(names) == [
         ("ResNet-8 (8/16/32 channels)", "TRADES", "14", "1"),

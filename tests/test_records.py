@@ -107,7 +107,7 @@ def test_keep_names_what_cannot_be_repeated_exactly(tmp_path, capsys):
         (lambda doc: doc["config"].update(seed=7), "the settings hash to"),
         (lambda doc: doc.update(id="0" * 12), "the record says 000000000000"),
         (lambda doc: doc.update(schema=0), "record schema 0, this code reads 1"),
-        (lambda doc: doc["config"].update(sharpness=3), "no such setting: sharpness; there are dataset"),
+        (lambda doc: doc["config"].update(kurtosis=3), "no such setting: kurtosis; there are dataset"),
         (lambda doc: doc.pop("metrics"), "lacks 'metrics'"),
     ],
 )
@@ -182,6 +182,14 @@ def test_table_is_one_row_per_record():
     assert list(table["activation"]) == ["rctaf", "relu"]
     assert "layers" not in table
     assert set(RunConfig.model_fields) <= set(table)
+
+
+def test_orders_at_one_curvature_have_it_alike_in_a_table():
+    """The maximum of order 5 is no power of 2 times alpha, and alpha is written with twelve digits."""
+    cells = Grid(name="g", scale="s", blocks=[{"axes": {"beta": [1, 2, 5, 6], "curvature": [0.3, 7]}}]).cells().values()
+    assert len({config.curvature for config in cells}) > 2
+    table = records.table([record(alpha=config.alpha, beta=config.beta) for config in cells])
+    assert set(table["curvature"]) == {0.3, 7}
 
 
 def test_one_file_holds_what_the_records_hold(capsys):
