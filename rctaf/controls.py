@@ -416,15 +416,34 @@ def scatter_about_curve(frame: pd.DataFrame, value: str, label: str, scored: pd.
     return np.array(scatter)
 
 
+def _closer(frame: pd.DataFrame, value: str, label: str, lines: str) -> tuple[str, str]:
+    """Is the scatter about one curve (:func:`scatter_about_curve`) smaller along a label than along max|sigma''|?
+
+    The curves go through the same runs (:func:`shared_curvatures`), and of these the same are scored, those that are
+    not alone among them (:func:`not_alone`). Rule: :func:`_higher`.
+    """
+    shared = shared_curvatures(frame, label)
+    if len(shared) < 3:
+        return f"The {lines} share fewer than three curvatures along both labels.", "not testable"
+    rows = frame[frame["curvature"].round(9).isin(shared)]
+    scored = not_alone(rows, label)
+    along, other = (scatter_about_curve(rows, value, name, scored) for name in ("curvature", label))
+    words = (
+        f"{scored.sum()} runs of max|σ″| {shared[0]:g} to {shared[-1]:g} about one curve through all {lines}: "
+        f"{100 * along.mean():.2f} points (rms) along max|σ″|, {100 * other.mean():.2f} along rms curvature; "
+        "difference"
+    )
+    return _higher(words, along, other)
+
+
 def orders(equal: pd.DataFrame, equal_rms: pd.DataFrame, value: str) -> list[Verdict]:
     """Do the orders coincide at equal max|sigma''|, or rather at equal rms curvature?
 
     1, 2. Every pair of orders at every curvature of the grid, by :func:`_orders_alike`; before, the means over the
     curvatures were compared, which curves that cross can share. 3, 4. The scatter about one curve along
-    max|sigma''| minus that along the rms curvature, at the start and as measured (:func:`scatter_about_curve`), by
-    :func:`_higher`. The curves go through the same runs (:func:`shared_curvatures`), and of these the same are scored,
-    those that are not alone among them (:func:`not_alone`). This took the place of the spread between lines through
-    the runs of each order, which used runs of large max|sigma''| along one label only.
+    max|sigma''| against that along the rms curvature, at the start and as measured, by :func:`_closer`. This took the
+    place of the spread between lines through the runs of each order, which used runs of large max|sigma''| along one
+    label only.
 
     Args:
         equal: complete seeds of a grid of equal curvatures, from :func:`with_rms_curvature`.
@@ -436,21 +455,7 @@ def orders(equal: pd.DataFrame, equal_rms: pd.DataFrame, value: str) -> list[Ver
         return lambda frame: _orders_alike(frame, value, label, name)
 
     def closer(label: str) -> Callable[[pd.DataFrame], tuple[str, str]]:
-        def judge(frame: pd.DataFrame) -> tuple[str, str]:
-            shared = shared_curvatures(frame, label)
-            if len(shared) < 3:
-                return "The orders share fewer than three curvatures along both labels.", "not testable"
-            rows = frame[frame["curvature"].round(9).isin(shared)]
-            scored = not_alone(rows, label)
-            along, other = (scatter_about_curve(rows, value, name, scored) for name in ("curvature", label))
-            words = (
-                f"{scored.sum()} runs of max|σ″| {shared[0]:g} to {shared[-1]:g} about one curve through all orders: "
-                f"{100 * along.mean():.2f} points (rms) along max|σ″|, {100 * other.mean():.2f} along rms curvature; "
-                "difference"
-            )
-            return _higher(words, along, other)
-
-        return judge
+        return lambda frame: _closer(frame, value, label, "orders")
 
     return [
         _judged(
@@ -630,12 +635,29 @@ def longer(frame: pd.DataFrame, value: str) -> list[Verdict]:
 # --- (g) functions outside the family --------------------------------------------------------------------------------
 
 
+def baseline_rms_curvature(name: str, sharpness: float) -> float:
+    r"""As :func:`rctaf.family.rms_curvature_at_start`, of ELU or GELU f at sharpness a, f(a x) / a.
+
+    With Z standard normal, :math:`E\,\sigma''(Z)^2` is :math:`a^2 e^{2a^2} \Phi(-2a)` for ELU and, with
+    :math:`v = 1 / (1 + 2 a^2)`, :math:`a^2 \sqrt v\, (4 - 4 a^2 v + 3 a^4 v^2) / (2\pi)` for GELU.
+    """
+    a = sharpness
+    if name == "elu":
+        return a * math.sqrt(scipy.special.erfcx(math.sqrt(2) * a) / 2)
+    v = 1 / (1 + 2 * a**2)
+    return a * math.sqrt(math.sqrt(v) * (4 - 4 * a**2 * v + 3 * (a**2 * v) ** 2) / (2 * math.pi))
+
+
 def with_equal_curvature(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows with the curvature of RCT-AF, ELU or GELU in the column ``curvature``, as :func:`equal_curvature`."""
+    """Rows of RCT-AF, ELU and GELU with ``curvature``, as :func:`equal_curvature`, and ``rms_start``."""
     if frame.empty:
         return frame
     of_others = frame["sharpness"].astype(float) * frame["activation"].map(BASELINE_CURVATURES)
-    return frame.assign(curvature=frame["curvature"].astype(float).fillna(of_others).round(9))
+    rms = [
+        rms_curvature_at_start(alpha, int(beta)) if name == "rctaf" else baseline_rms_curvature(name, sharpness)
+        for name, alpha, beta, sharpness in frame[["activation", "alpha", "beta", "sharpness"]].to_numpy()
+    ]
+    return frame.assign(curvature=frame["curvature"].astype(float).fillna(of_others).round(9), rms_start=rms)
 
 
 def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> list[Verdict]:
@@ -644,8 +666,14 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
     1. Its robustness minus the mean of the orders of RCT-AF, at every max|sigma''| that was run, by :func:`_same`.
     2. The place of its peak: the rule of :func:`rctaf.verdicts.peak_in_band`.
 
-    The rules were fixed on 2026-11-30, before the runs of ELU and GELU at these curvatures were made; those of RCT-AF,
-    which are shared with Fig. 3, and those of both functions at sharpness 1, had been seen.
+    And for ELU, GELU and the orders together:
+
+    3. The scatter about one curve along max|sigma''| against that along the rms curvature at the start, by
+       :func:`_closer`.
+
+    The rules were fixed on 2026-11-30, 1 and 2 before the runs of ELU and GELU at these curvatures were made, 3 before
+    any was looked at; those of RCT-AF, which are shared with Fig. 3, and those of both functions at sharpness 1, had
+    been seen.
 
     Args:
         others: rows from :func:`with_equal_curvature`.
@@ -665,7 +693,13 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
         found = peak_in_band(frame.assign(activation="rctaf", beta=0), value)  # the rule reads these two alone
         return found.measured.replace("order 0: ", ""), found.outcome
 
-    return [
+    def closer(frame: pd.DataFrame) -> tuple[str, str]:
+        same_seeds = family[family["seed"].isin(set(frame["seed"]))]
+        number = {name: 3 + i for i, name in enumerate(BASELINE_CURVATURES)}  # after the orders
+        lines = [same_seeds, frame.assign(beta=frame["activation"].map(number))]
+        return _closer(pd.concat(lines, ignore_index=True), value, "rms_start", "functions")
+
+    verdicts = [
         _judged(claim.format(name=ACTIVATIONS[name]), rows, judge)
         for claim, judge in (
             ("{name} is as robust as RCT-AF at equal max|σ″|.", alike),
@@ -674,3 +708,5 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
         for name in BASELINE_CURVATURES
         for rows in [both[both["activation"] == name] if len(both) else both]
     ]
+    together = "Rms curvature at the start describes RCT-AF, ELU and GELU together better than max|σ″| does."
+    return [*verdicts, _judged(together, both, closer)]

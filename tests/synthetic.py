@@ -100,14 +100,17 @@ def longer_runs(value: str, long_peak: float, catches_up: float) -> pd.DataFrame
     return frame.assign(**{value: 0.7 - lost * distance**2 + noise})
 
 
-def other_runs(value: str, offset: dict, peak: float | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Runs of control (g) and of the family: the first lie ``offset`` away from the others, at every curvature."""
+def other_runs(
+    value: str, offset: dict, peak: float | None = None, label: str = "curvature"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Runs of control (g) and of the family: a parabola in log label; some lie ``offset`` away, at every curvature."""
 
     def frame(path, chosen):
         cells = [c for c in Grid.load(ROOT / path).cells().values() if chosen(c)]
-        rows = pd.DataFrame([(c.activation, c.beta, controls.equal_curvature(c), c.seed) for c in cells])
-        rows.columns = ["activation", "beta", "curvature", "seed"]
-        distance = np.log2(rows["curvature"] / peak) if peak else 0.0
+        rows = controls.with_equal_curvature(
+            pd.DataFrame([{**c.model_dump(mode="json"), "curvature": c.curvature} for c in cells])
+        )
+        distance = np.log2(rows[label] / peak) if peak else 0.0
         noise = np.random.default_rng(0).normal(0, 1e-3, len(rows)) + 0.01 * rows["seed"]
         return rows.assign(**{value: 0.7 - 0.02 * distance**2 + rows["activation"].map(offset).fillna(0.0) + noise})
 

@@ -1,5 +1,6 @@
 """Records of known truth go through the rules of the controls and their page; the numbers are read back."""
 
+import itertools
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from test_notebook_figures import numbers, outputs
 
 from rctaf import controls
 from rctaf.config import Grid
-from rctaf.family import rms_curvature_at_start
+from rctaf.family import BASELINE_CURVATURES, rms_curvature_at_start
 from rctaf.notebooks import execute_notebook
 from rctaf.records import Record, find, write
 from rctaf.statistics import mean_interval
@@ -344,11 +345,11 @@ def test_longer_training_against_a_world_where_it_matters_or_not():
 
 
 def test_other_functions_against_worlds_where_curvature_decides_and_where_it_does_not():
-    def found(offset, peak=None):
-        return controls.other_functions(*other_runs(VALUE, offset, peak), VALUE)
+    def found(offset, peak=None, label="curvature"):
+        return controls.other_functions(*other_runs(VALUE, offset, peak, label), VALUE)
 
     same = found({})
-    assert [verdict.claim[:4] for verdict in same] == ["ELU ", "GELU", "ELU ", "GELU"]
+    assert [verdict.claim[:4] for verdict in same] == ["ELU ", "GELU", "ELU ", "GELU", "Rms "]
     assert outcomes(same[:2]) == ["supported", "supported"]
     assert outcomes(found({"elu": -0.02})[:2]) == ["not supported", "supported"]
     small = found({"gelu": 0.005})[1]  # within the margin, and told from 0
@@ -361,13 +362,36 @@ def test_other_functions_against_worlds_where_curvature_decides_and_where_it_doe
     )
     low, high = scipy.stats.t.interval(0.95, 4, (a - b).mean(), scipy.stats.sem(a - b))
     assert f"max|σ″| 7: {100 * (a - b).mean():+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})" in small.measured
-    assert outcomes(found({}, peak=6.3)[2:]) == ["supported", "supported"]
+    assert outcomes(found({}, peak=6.3)[2:]) == ["supported", "supported", "not supported"]
     at_1 = found({}, peak=1)
-    assert outcomes(at_1[2:]) == ["not supported", "not supported"]
+    assert outcomes(at_1[2:]) == ["not supported", "not supported", "not supported"]
+    by_rms = found({}, peak=1, label="rms_start")
+    assert by_rms[4].outcome == "supported"
+    assert "about one curve through all functions: " in by_rms[4].measured
     assert re.match(r"Place of the peak: (0\.9\d?|1|1\.\d) \(", at_1[2].measured)
-    assert outcomes(controls.other_functions(others, family.iloc[:0], VALUE)) == ["not testable"] * 4
+    assert outcomes(controls.other_functions(others, family.iloc[:0], VALUE)) == ["not testable"] * 5
     few = controls.other_functions(others, family[family["seed"] < 2], VALUE)  # no pair, no comparison
-    assert outcomes(few) == ["not testable"] * 4
+    assert outcomes(few) == ["not testable"] * 5
+
+
+@pytest.mark.parametrize("name", BASELINE_CURVATURES)
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 30.0])
+def test_rms_curvature_of_other_functions(name, sharpness):
+    """By quadrature of the second derivative, written here, against the normal density."""
+
+    def bend(z):
+        if name == "elu":
+            return sharpness * math.exp(sharpness * z) if z < 0 else 0.0
+        return sharpness * scipy.stats.norm.pdf(sharpness * z) * (2 - (sharpness * z) ** 2)
+
+    # what is left out beyond is below 1e-12
+    breaks = [-9, -3 / sharpness, -1 / sharpness, 0, 1 / sharpness, 3 / sharpness, 9]
+    breaks = sorted({min(9, max(-9, at)) for at in breaks})
+    square = sum(
+        scipy.integrate.quad(lambda z: bend(z) ** 2 * scipy.stats.norm.pdf(z), a, b, epsabs=1e-14, epsrel=1e-11)[0]
+        for a, b in itertools.pairwise(breaks)
+    )
+    assert controls.baseline_rms_curvature(name, sharpness) == pytest.approx(math.sqrt(square), rel=1e-9)
 
 
 def test_equal_curvature_of_elu_and_gelu():
@@ -446,7 +470,7 @@ def test_page_without_records(store):
     execute_notebook(PAGE, store / "out.ipynb")
     assert outputs(store / "out.ipynb", "application/vnd.plotly.v1+json") == []
     boxes = [box for box in outputs(store / "out.ipynb", "text/html") if 'class="verdict"' in box]
-    assert len(boxes) == 3 + 4 + 1 + 4 + 3 + 9 + 4
+    assert len(boxes) == 3 + 4 + 1 + 4 + 3 + 9 + 5
     assert all("Verdict: not testable" in box for box in boxes)
     text = " ".join(outputs(store / "out.ipynb", "text/markdown"))
     assert "60 runs are missing: `python -m rctaf.runs run grids/digits/controls/gain.yaml` makes them" in text
