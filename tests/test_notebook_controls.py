@@ -500,7 +500,7 @@ def test_page_reads_the_records_back(store):
     assert (peaks, lengths) == (["not supported"] * 3, ["undecided"] * 6)  # in this world length plays no part
     assert others[:2] == ["not supported"] * 2  # ELU and GELU, as robust at every curvature
     drawn = outputs(out, "application/vnd.plotly.v1+json")
-    assert len(drawn) == 2 + 2 + 1 + 3 + 2 + 3 + 1
+    assert len(drawn) == 2 + 2 + 1 + 3 + 2 + 3 + 2
     # every mean of the first figure against a loop over the files
     docs = [json.loads(r.path.read_text()) for r in find(GRIDS["gain"].cells())]
     traces = {trace["name"]: trace for trace in drawn[0]["data"]}
