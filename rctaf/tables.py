@@ -49,11 +49,11 @@ def runs_table(*cells: pd.DataFrame, percent: bool = True, links: bool = True) -
     unit = " %" if percent else ""
     ends = ["seeds", "records"] if links else ["seeds"]
     heads = [*(names.get(key, key) for key in keys), f"mean{unit}", typeset("95 % interval"), *ends]
-    return HTML(
-        f"<details><summary>The numbers of this figure{', and the records behind each' * links}</summary>"
+    table = HTML(
         f'<table class="table runs"><thead><tr>{"".join(f"<th>{name}</th>" for name in heads)}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></details>"
+        f"<tbody>{''.join(lines)}</tbody></table>"
     )
+    return folded(f"The numbers of this figure{', and the records behind each' * links}", table)
 
 
 def runs_link(runs: str, text: str) -> str:
@@ -190,6 +190,11 @@ def verdict_table(verdicts: Sequence[Verdict], what: str = "claim of the paper")
     )
     head = f"<tr><th>{what}</th><th>measured here</th><th>verdict</th></tr>"
     return HTML(f'<table class="table verdicts"><thead>{head}</thead><tbody>{rows}</tbody></table>')
+
+
+def folded(summary: str, table: HTML) -> HTML:
+    """A table below a line that opens it."""
+    return HTML(f"<details><summary>{escape(summary)}</summary>{table.data}</details>")
 
 
 def outcome_table(outcomes: pd.DataFrame) -> HTML:
