@@ -12,7 +12,6 @@ import pandas as pd
 from IPython.display import HTML
 
 from rctaf.config import Grid
-from rctaf.controls import ORDERS
 from rctaf.controls import longer as rules_of_longer
 from rctaf.controls import other_functions as rules_of_others
 from rctaf.family import BASELINE_CURVATURES
@@ -213,18 +212,19 @@ def hessian(frame: pd.DataFrame, value: str) -> str:
 
 def longer(judged: pd.DataFrame, value: str) -> list[Answer]:
     """What longer training changes: the complete seeds of control (f), see :func:`rctaf.controls.longer`."""
-    if judged.empty or judged["seed"].nunique() < BOOTSTRAP_SEEDS:
+    if judged.empty or judged["seed"].nunique() < MIN_SEEDS:
         return []
     lengths, smallest = judged["epochs"], judged["curvature"].min()
     least, most = lengths.min(), lengths.max()
-    makes_up = rules_of_longer(judged, value)[len(ORDERS) : 2 * len(ORDERS)]
+    found = by_order(judged)
+    data = DATASETS[judged["dataset"].iloc[0]]
+    makes_up = rules_of_longer(judged, value, data)[len(found) : 2 * len(found)]
     gains: dict[str, list[str]] = {"supported": [], "undecided": [], "not supported": []}
     peaks = []
-    for order, rows in by_order(judged).items():
+    for (order, rows), verdict in zip(found.items(), makes_up, strict=True):
         means = rows.pivot_table(values=value, index="epochs", columns="curvature")
         short, long = (100 * (means.loc[n, smallest] - means.loc[n, 1.0]) for n in (least, most))
-        outcome = makes_up[ORDERS.index(order)].outcome
-        gains[outcome].append(f"order {order} (from {short:+.1f} to {long:+.1f} points)")
+        gains[verdict.outcome].append(f"order {order} (from {short:+.1f} to {long:+.1f} points)")
         first, top = (places(rows[rows["epochs"] == n], value, "max")[0] for n in (least, most))
         edge = "; the fitted curve rises no more" if top.value == smallest else ""
         after = f"{top.value:.2g} ({top.low:.2g} to {top.high:.2g}{edge})"
@@ -235,11 +235,10 @@ def longer(judged: pd.DataFrame, value: str) -> list[Answer]:
         "not supported": "lose against those at 1 in",
     }
     moved = [f"{said[outcome]} {listed(orders)}" for outcome, orders in gains.items() if orders]
-    words = (
-        f"Trained for {most} epochs in place of {least}, networks at max|σ″| = {smallest:g} {listed(moved)}. "
-        f"The best max|σ″| is then {listed(peaks)}."
-    )
-    return [("Longer training", typeset(words))]
+    words = f"Trained for {most} epochs in place of {least}, networks at max|σ″| = {smallest:g} {listed(moved)}."
+    if judged["seed"].nunique() >= BOOTSTRAP_SEEDS:
+        words += f" The best max|σ″| is then {listed(peaks)}."
+    return [(f"Longer training, {data}", typeset(words))]
 
 
 def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> list[Answer]:

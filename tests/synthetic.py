@@ -89,14 +89,15 @@ def fill(grid: Grid, *, peak: float, hessian_least: float, noise: float = 0.002,
     return made
 
 
-def longer_runs(value: str, long_peak: float, catches_up: float) -> pd.DataFrame:
-    """Runs of control (f). 20 epochs: a peak at 1. 80: the peak elsewhere, and a share of what lies below it back."""
-    cells = Grid.load(ROOT / "grids/digits/controls/longer.yaml").cells().values()
-    frame = pd.DataFrame([(c.activation, c.beta, c.curvature, c.seed, c.epochs) for c in cells])
-    frame.columns = ["activation", "beta", "curvature", "seed", "epochs"]
+def longer_runs(value: str, long_peak: float, catches_up: float, data: str = "digits") -> pd.DataFrame:
+    """Runs of control (f). Short ones peak at 1. Long: the peak elsewhere, and a share of what lies below it back."""
+    cells = Grid.load(ROOT / f"grids/{data}/controls/longer.yaml").cells().values()
+    frame = pd.DataFrame([(c.dataset, c.activation, c.beta, c.curvature, c.seed, c.epochs) for c in cells])
+    frame.columns = ["dataset", "activation", "beta", "curvature", "seed", "epochs"]
     noise = np.random.default_rng(0).normal(0, 5e-4, len(frame)) + 0.01 * frame["seed"]
-    distance = np.log2(frame["curvature"] / np.where(frame["epochs"] == 80, long_peak, 1))
-    lost = 0.02 * np.where((frame["epochs"] == 80) & (distance < 0), 1 - catches_up, 1)
+    long = frame["epochs"] == frame["epochs"].max()
+    distance = np.log2(frame["curvature"] / np.where(long, long_peak, 1))
+    lost = 0.02 * np.where(long & (distance < 0), 1 - catches_up, 1)
     return frame.assign(**{value: 0.7 - lost * distance**2 + noise})
 
 

@@ -215,8 +215,12 @@ def test_longer_training():
         return longer_runs(VALUE, long_peak, catches_up)
 
     few = world(1, 0)
-    assert in_short.longer(few[few["seed"] < 4], VALUE) == []
-    ((_, same),) = in_short.longer(few, VALUE)
+    assert in_short.longer(few[few["seed"] < 2], VALUE) == []
+    ((head, same),) = in_short.longer(few, VALUE)
+    assert head == "Longer training, digits"
+    ((_, four),) = in_short.longer(few[few["seed"] < 4], VALUE)  # a peak needs five
+    assert "The best" in same
+    assert "The best" not in four
     eight = r"\u2212(7\.9|8\.[01])"
     assert re.search(
         rf"are not told to gain on those at 1 in order 0 \(from {eight} to {eight} points\), order 1", same
@@ -226,6 +230,10 @@ def test_longer_training():
     assert re.search(rf"networks at max\|σ″\| = 0\.25 gain on those at 1 in order 0 \(from {eight} to \+", moved)
     assert "then 0.25 (0.25 to 0." in moved
     assert moved.count("; the fitted curve rises no more) in place of") == 3
+    ((head, fashion),) = in_short.longer(longer_runs(VALUE, 0.25, 1, "fashion"), VALUE)
+    assert head == "Longer training, Fashion-MNIST"
+    assert "Trained for 40 epochs in place of 10" in fashion
+    assert "gain on those at 1 in order 1 (from" in fashion
     mixed = pd.concat([few[few["beta"] < 2], world(1, -0.5)[lambda rows: rows["beta"] == 2]])
     ((_, worse),) = in_short.longer(mixed, VALUE)
     assert "and order 1 (from" in worse

@@ -327,17 +327,20 @@ def test_longer_training_against_a_world_where_it_matters_or_not():
         return [outcome for outcome in outcomes for _ in range(3)]
 
     same = longer_runs(VALUE, 1, 0)
-    assert outcomes(controls.longer(same, VALUE)) == each("not supported", "undecided", "undecided")
+    assert outcomes(controls.longer(same, VALUE, "digits")) == each("not supported", "undecided", "undecided")
     moved = longer_runs(VALUE, 6.3, 0)
-    assert outcomes(controls.longer(moved, VALUE)) == each("supported", "not supported", "supported")
+    assert outcomes(controls.longer(moved, VALUE, "digits")) == each("supported", "not supported", "supported")
     helped = longer_runs(VALUE, 1, 0.9)
-    assert outcomes(controls.longer(helped, VALUE)) == each("not supported", "supported", "undecided")
+    assert outcomes(controls.longer(helped, VALUE, "digits")) == each("not supported", "supported", "undecided")
     hurt = longer_runs(VALUE, 1, -0.5)
-    assert outcomes(controls.longer(hurt, VALUE)) == each("not supported", "not supported", "undecided")
+    assert outcomes(controls.longer(hurt, VALUE, "digits")) == each("not supported", "not supported", "undecided")
     mixed = pd.concat([same[same["beta"] < 2], helped[helped["beta"] == 2]])  # each order is judged by its own runs
-    assert outcomes(controls.longer(mixed, VALUE))[3:6] == ["undecided", "undecided", "supported"]
+    assert outcomes(controls.longer(mixed, VALUE, "digits"))[3:6] == ["undecided", "undecided", "supported"]
+    fashion = controls.longer(longer_runs(VALUE, 1, 0.9, "fashion"), VALUE, "Fashion-MNIST")
+    assert ["on Fashion-MNIST" in verdict.claim and "order 1" in verdict.claim for verdict in fashion] == [True] * 3
+    assert outcomes(fashion) == ["not supported", "supported", "undecided"]
     rows = same.assign(**{VALUE: same[VALUE] + 0.05 * ((same["epochs"] == 80) & (same["curvature"] == 0.25))})
-    found = controls.longer(rows, VALUE)[4].measured
+    found = controls.longer(rows, VALUE, "digits")[4].measured
     cell = rows[rows["beta"] == 1].pivot_table(values=VALUE, index="seed", columns=["epochs", "curvature"])
     gained = (cell[80, 0.25] - cell[80, 1.0]) - (cell[20, 0.25] - cell[20, 1.0])
     low, high = scipy.stats.t.interval(0.95, 4, gained.mean(), scipy.stats.sem(gained))
@@ -414,7 +417,7 @@ def test_too_few_seeds_are_not_judged(seeds):
         *controls.weight_decay(frames["weight_decay"][0], VALUE),
         *controls.orders(effective, effective, VALUE),
         *controls.no_norm(frames["no_norm"][0], effective, VALUE),
-        *controls.longer(frames["longer"][0], VALUE),
+        *controls.longer(frames["longer"][0], VALUE, "digits"),
         *controls.other_functions(*[controls.with_equal_curvature(frames["other_functions"][0])] * 2, VALUE),
     ]
     assert set(outcomes(found)) == {"not testable"}
