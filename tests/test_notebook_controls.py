@@ -473,7 +473,7 @@ def test_page_without_records(store):
     execute_notebook(PAGE, store / "out.ipynb")
     assert outputs(store / "out.ipynb", "application/vnd.plotly.v1+json") == []
     boxes = [box for box in outputs(store / "out.ipynb", "text/html") if 'class="verdict"' in box]
-    assert len(boxes) == 3 + 4 + 1 + 4 + 3 + 9 + 5
+    assert len(boxes) == 3 + 4 + 1 + 4 + 3 + 2 * 9 + 5
     assert all("Verdict: not testable" in box for box in boxes)
     text = " ".join(outputs(store / "out.ipynb", "text/markdown"))
     assert "60 runs are missing: `python -m rctaf.runs run grids/digits/controls/gain.yaml` makes them" in text
@@ -499,8 +499,9 @@ def test_page_reads_the_records_back(store):
     ]  # fmt: skip
     # figure_3 has ten seeds and the store five of them: the five complete ones are judged
     assert found[8:15] == ["not supported", *["supported"] * 6]
-    peaks, lengths, others = found[15:18], found[18:24], found[24:]
+    peaks, lengths, elsewhere, others = found[15:18], found[18:24], found[24:33], found[33:]
     assert (peaks, lengths) == (["not supported"] * 3, ["undecided"] * 6)  # in this world length plays no part
+    assert elsewhere == ["not testable"] * 9  # no run of that grid is in this store
     assert others[:2] == ["not supported"] * 2  # ELU and GELU, as robust at every curvature
     drawn = outputs(out, "application/vnd.plotly.v1+json")
     assert len(drawn) == 2 + 2 + 1 + 3 + 2 + 3 + 2
