@@ -33,7 +33,8 @@ and the same without the last term, from :math:`G`, for the Gauss-Newton part, w
 :math:`T^{L,l}` instead. Time :math:`O(L n^3)` and memory :math:`O(n^2)` per example for width :math:`n`.
 
 **Own-neuron recursion (approximate).** Eq. 24-27 let :math:`\delta^{l+1}_i` depend on :math:`z^l_j` through
-:math:`z^{l+1}_i` alone, which gives the rule of Becker and LeCun (1989):
+:math:`z^{l+1}_i` alone, which gives the rule of Becker and LeCun (1989), begun with the exact diagonal in the output
+layer as in HesScale (Elsayed et al. 2024):
 
 .. math::
     \hat D^L = \operatorname{diag} G, \qquad

@@ -468,8 +468,8 @@ def rank_correlation(frame: pd.DataFrame, x: str, y: str, *, seed: int = 0) -> p
     cells) with the widened percentiles of :func:`optimum`. So it answers: what would the correlation over *these*
     curvatures be with other seeds? Seed noise pulls a correlation near ±1 towards 0.
 
-    Where one quantity does not depend on curvature at all, the interval of simulated experiments leaves 0 out in 8-20 %
-    of cases with three seeds, and in at most 3 % with five or ten.
+    Where one quantity does not depend on curvature at all, the interval of simulated experiments leaves 0 out in
+    15-25 % of cases with three seeds, and in about 5 % or less with five or ten.
 
     Returns:
         A row per order, one for ``across`` (all cells of all orders ranked together) and one for ``within`` (the
