@@ -191,9 +191,12 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _complete(self) -> RunConfig:
         needs = {"lr_drops": self.lr_schedule == "step", "averaging_decay": self.averaging is not None}
+        needs |= {name: name not in _unused(dict(self)) for name in ("alpha", "beta", "sharpness", "gain")}
         missing = [name for name, needed in needs.items() if needed and getattr(self, name) is None]
         if missing:
-            raise ValueError(f"{', '.join(missing)}: must be given with this lr_schedule or averaging")
+            raise ValueError(
+                f"{', '.join(missing)}: must be given with this lr_schedule, averaging, activation or norm"
+            )
         # nothing of what was asked for would happen: the average would be the weights at the start
         for name in ("awp_from", "averaging_from"):
             first = getattr(self, name)
@@ -324,7 +327,11 @@ class Block(BaseModel):
             if "recipe" in row:
                 row = {**recipes.settings(row.pop("recipe")), **row}
             if "curvature" in row and (largest := BASELINE_CURVATURES.get(row.get("activation", ""))):
+                if "sharpness" in row:
+                    raise ValueError("give sharpness or curvature, not both")
                 row["sharpness"] = float(f"{row.pop('curvature') / largest:.12g}")
+            if row.get("activation", "rctaf") != "rctaf" and (idle := [name for name in _ALPHA_FOR if name in row]):
+                raise ValueError(f"{idle[0]} says nothing about {row['activation']}")
             if len(given := [name for name in ("alpha", *_ALPHA_FOR) if name in row]) > 1:
                 raise ValueError(f"give {' or '.join(given)}, not both")
             for name, (alpha_for, digits) in _ALPHA_FOR.items():

@@ -66,7 +66,10 @@ def rise_and_fall(frame: pd.DataFrame, rows: pd.DataFrame, value: str) -> str:
     """Whether robustness is a hill along max|sigma''|, and whether its place is the paper's: the verdicts on both."""
     outcome, where = hill(frame, value).outcome, orders_of(rows)
     if outcome == "supported":
-        place = ", though elsewhere" if peak_in_band(frame, value).outcome == "not supported" else ""
+        place = ""
+        if peak_in_band(frame, value).outcome == "not supported":
+            all_outside = all(side(p) in ("below", "above") for p in places(rows, value, "max"))
+            place = ", though elsewhere" if all_outside else ", though not in every order where it has the peak"
         return f"As in the paper{place}, robustness rises and then falls in {where}: both ends lie below the inside."
     return {
         "not supported": f"Robustness does not rise and then fall in {where}: an end lies above the inside.",
@@ -81,7 +84,7 @@ def peak(rows: pd.DataFrame, value: str) -> str:
     if seeds < BOOTSTRAP_SEEDS or rows.groupby("beta")["curvature"].nunique().min() < FIT_CURVATURES:
         return f"Not testable: {BOOTSTRAP_SEEDS} seeds and {FIT_CURVATURES} curvatures of each order are needed."
     found = places(rows, value, "max")
-    where = listed([f"{p.value:.2g} ({p.low:.2g} to {p.high:.2g}) in order {p.order}" for p in found])
+    where = listed([f"{in_brackets(p)} in order {p.order}" for p in found])
     wider = [str(p.order) for p in found if p.widened]
     which = "" if len(wider) == len(found) else f" in order{'s' if len(wider) > 1 else ''} {listed(wider)}"
     widened = f", widened{which} to half-way to the tested neighbours" if wider else ""
@@ -89,6 +92,12 @@ def peak(rows: pd.DataFrame, value: str) -> str:
         f"At max|σ″| = {where}; in brackets 95 % intervals over {seeds} seeds{widened}. The paper's range is "
         f"{BAND[0]:g} to {BAND[1]:g}: {sides(found)}."
     )
+
+
+def in_brackets(place: Place) -> str:
+    """A place with its interval, and whether it is one."""
+    plateau = "" if place.identified else "; a plateau or at the edge of the grid"
+    return f"{place.value:.2g} ({place.low:.2g} to {place.high:.2g}{plateau})"
 
 
 def side(place: Place) -> str:
@@ -135,7 +144,7 @@ def orders(rows: pd.DataFrame, value: str) -> str:
         "undecided": f"may or may not coincide within {100 * MARGIN:g} point",
     }[alike(pairs)]
     closer = orders_closer_along_curvature(rows, value).outcome == "supported"
-    than = ", but lie closer than along α" if closer else ""
+    than = f", {'and' if alike(pairs) == 'supported' else 'but'} lie closer than along α" if closer else ""
     return (
         f"They {conclusion}{than}. Largest mean difference: {points(e)}, order {largest['orders']} at max|σ″| = "
         f"{largest['at']:g}."
@@ -218,20 +227,18 @@ def longer(judged: pd.DataFrame, value: str) -> list[Answer]:
     least, most = lengths.min(), lengths.max()
     found = by_order(judged)
     data = DATASETS[judged["dataset"].iloc[0]]
-    makes_up = rules_of_longer(judged, value, data)[len(found) : 2 * len(found)]
+    favours_small = rules_of_longer(judged, value, data)[len(found) : 2 * len(found)]
     gains: dict[str, list[str]] = {"supported": [], "undecided": [], "not supported": []}
     peaks = []
-    for (order, rows), verdict in zip(found.items(), makes_up, strict=True):
+    for (order, rows), verdict in zip(found.items(), favours_small, strict=True):
         means = rows.pivot_table(values=value, index="epochs", columns="curvature")
         short, long = (100 * (means.loc[n, smallest] - means.loc[n, 1.0]) for n in (least, most))
         gains[verdict.outcome].append(f"order {order} (from {short:+.1f} to {long:+.1f} points)")
         first, top = (places(rows[rows["epochs"] == n], value, "max")[0] for n in (least, most))
-        edge = "; the fitted curve rises no more" if top.value == smallest else ""
-        after = f"{top.value:.2g} ({top.low:.2g} to {top.high:.2g}{edge})"
-        peaks.append(f"{after} in place of {first.value:.2g} in order {order}")
+        peaks.append(f"{in_brackets(top)} in place of {first.value:.2g} in order {order}")
     said = {
         "supported": "gain on those at 1 in",
-        "undecided": "are not told to gain on those at 1 in",
+        "undecided": "are not shown to gain on those at 1, nor to lose, in",
         "not supported": "lose against those at 1 in",
     }
     moved = [f"{said[outcome]} {listed(orders)}" for outcome, orders in gains.items() if orders]
@@ -260,9 +267,9 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
         top = places(rows.assign(beta=0), value, "max")[0]
         equal.append(
             f"{ACTIVATIONS[name]} and RCT-AF are {said[verdict.outcome]} (largest difference of means "
-            f"{away[at]:+.1f} points, at {at:g})"
+            f"{away[at]:+z.1f} points, at {at:g})"
         )
-        tops.append(f"{ACTIVATIONS[name]} at {top.value:.2g} ({top.low:.2g} to {top.high:.2g})")
+        tops.append(f"{ACTIVATIONS[name]} at {in_brackets(top)}")
     words = f"At equal max|σ″|, {listed(equal)}. Most robust are {listed(tops)}."
     return [("Outside the family", typeset(words))]
 

@@ -56,7 +56,7 @@ def strength(frame: pd.DataFrame, strong: str) -> str:
         frame: from :func:`by_strength`.
         strong: the column of the stronger attack.
     """
-    if not {strong, "pgd20_accuracy"} <= set(frame):
+    if strong not in list(STRENGTHS)[1:] or not {strong, "pgd20_accuracy"} <= set(frame):
         return ""
     rows = complete_seeds(frame[frame["pgd20_accuracy"].notna()], strong)
     seeds = rows["seed"].nunique()
@@ -102,9 +102,14 @@ def _change(values: pd.DataFrame, before: float, after: float) -> Estimate:
 
 
 def _growth(orders: Sequence[str]) -> str:
-    """In which orders a difference grows."""
+    """In which orders a difference grows from the most robust curvature.
+
+    That one is chosen from the same runs. In simulated experiments where nothing depends on curvature, with the noise
+    and the seeds of the records, an interval lay above 0 in 6 to 9 % of orders in place of 2.5 %.
+    """
     return (
-        f"grows in {_orders(orders)} (95 % interval above 0)"
+        f"grows in {_orders(orders)} (95 % interval above 0; since the most robust curvature is chosen from the same "
+        "runs, 6 to 9 % of orders where nothing grows would have one too)"
         if orders
         else "grows in no order (no 95 % interval above 0)"
     )
@@ -162,8 +167,10 @@ def larger_budget(frame: pd.DataFrame) -> str:
         return ""
     rows = complete_seeds(frame[frame[columns[0]].notna()], columns[1])
     seeds = rows["seed"].nunique()
-    if seeds < MIN_SEEDS or rows.groupby("beta")["curvature"].nunique().min() < FIT_CURVATURES:
+    if seeds < MIN_SEEDS:
         return too_few_seeds(seeds, MIN_SEEDS)
+    if (fewest := rows.groupby("beta")["curvature"].nunique().min()) < FIT_CURVATURES:
+        return f"An order has {MIN_SEEDS} seeds at only {count(fewest, 'curvature')}; {FIT_CURVATURES} are needed."
     budgets = [rows[name].iloc[0] for name in ("epsilon_eval", "epsilon_larger")]
     budgets[0] = budgets[0] or rows["epsilon"].iloc[0]
     found = [places(rows, column, "max") for column in columns]

@@ -207,7 +207,8 @@ def _resolved(found: Optimum, tested: list[float]) -> tuple[float, float]:
 class Place:
     """The optimum of an order: the fitted place, the ends of its interval (see :func:`_resolved`), and all in words.
 
-    ``widened``: whether the interval reaches beyond that over seeds.
+    ``widened``: whether the interval reaches beyond that over seeds. ``identified``: see
+    :class:`rctaf.statistics.Optimum`.
     """
 
     order: int
@@ -216,6 +217,7 @@ class Place:
     high: float
     words: str
     widened: bool = False
+    identified: bool = True
 
 
 def places(rows: pd.DataFrame, value: str, kind: Literal["max", "min"], level: float = 0.05) -> list[Place]:
@@ -232,7 +234,8 @@ def places(rows: pd.DataFrame, value: str, kind: Literal["max", "min"], level: f
         tested = f"highest mean at {means.idxmax():g}" if kind == "max" else f"lowest mean at {means.idxmin():g}"
         plateau = "" if found.identified else ", a plateau or at the edge of the grid"
         words = f"order {beta}: {c.value:.2g} ({reach}, {tested}{plateau})"
-        found_places.append(Place(int(beta), c.value, low, high, words, (low, high) != (c.low, c.high)))
+        widened = (low, high) != (c.low, c.high)
+        found_places.append(Place(int(beta), c.value, low, high, words, widened, found.identified))
     return found_places
 
 
@@ -649,9 +652,13 @@ def single_runs_differ(frame: pd.DataFrame, value: str, claim: str, printed_poin
         f"standard deviation between seeds is below {count(f'{needed:.2g}', 'point')}"
     )
     rows = frame[frame[value].notna()] if value in frame else frame.iloc[:0]
-    cells = rows.groupby(["activation", "beta", "curvature"], dropna=False)
-    if rows.empty or cells["seed"].nunique().max() < MIN_SEEDS:
+    cells = rows.groupby(["activation", "beta", "curvature"], dropna=False)["seed"]
+    seeds = sorted((set(cell) for _, cell in cells), key=len)
+    if not seeds or len(seeds[-1]) < MIN_SEEDS:
         return Verdict(claim, f"{printed}. No cell of these records has {MIN_SEEDS} seeds.", "not testable")
+    if len(set.intersection(*(cell for cell in seeds if len(cell) == len(seeds[-1])))) < MIN_SEEDS:
+        words = f"{printed}. The cells with the most seeds have fewer than {MIN_SEEDS} in common"
+        return Verdict(claim, f"{words}.", "not testable")
     s, df = seed_deviation(rows.assign(points=100 * rows[value].astype(float)), "points")
     images = float(rows["n_eval"].min())
     shrunk = s.value * math.sqrt(min(1.0, images / PRINTED_IMAGES))
@@ -679,9 +686,8 @@ def tuned_beat_common(frame: pd.DataFrame, value: str) -> Verdict:
     """
     claim = f"Here, every order at max|σ″| = {TUNED:g} is more robust than every common activation of Table 1."
     family = frame["activation"] == "rctaf"
-    rows = frame[
-        (~family | np.isclose(frame["curvature"], TUNED)) & (frame[value].notna() if value in frame else False)
-    ]
+    at_tuned = np.isclose(frame["curvature"].astype(float), TUNED)
+    rows = frame[(~family | at_tuned) & (frame[value].notna() if value in frame else False)]
     names = [f"rctaf β={int(r['beta'])}" if r["activation"] == "rctaf" else r["activation"] for _, r in rows.iterrows()]
     if missing := [name for name in paper.TABLE_1 if name not in names]:
         return Verdict(claim, f"No run here of {listed([activation_name(name) for name in missing])}.", "not testable")

@@ -63,7 +63,7 @@ def test_strength_of_the_attack():
     assert frame["apgd_ce_accuracy"].tolist() == first
     text = remarks.strength(frame, "screening_accuracy")
     head, bullets, own = text.split("\n\n")
-    assert "grows in orders 0 and 2 (95\u00a0% interval above 0)" in head
+    assert "grows in orders 0 and 2 (95\u00a0% interval above 0; since the most robust" in head
     assert ": a part of the fall in orders 0 and 2 shows only under APGD-CE + APGD-T." in head
     assert head.endswith("5 seeds:")
 
@@ -101,6 +101,8 @@ def test_strength_of_the_attack():
     assert "grows in orders 0 and 2" in head
     assert "a part of the fall" not in head
     assert remarks.strength(frame, "robust_accuracy") == ""  # not measured
+    assert remarks.strength(frame.assign(pgd20_larger_accuracy=0.1), "pgd20_larger_accuracy") == ""  # another budget
+    assert remarks.strength(frame, "pgd20_accuracy") == ""  # against itself
     for r in made:
         r.metrics["pgd20_accuracy"] = r.metrics["screening_accuracy"] + 0.03 - 0.001 * (r.config.curvature or 1)
     assert "grows in no order" in remarks.strength(remarks.by_strength(made), "screening_accuracy")
@@ -159,6 +161,8 @@ def test_the_larger_budget():
         r.metrics["pgd20_larger_accuracy"] = r.metrics["pgd20_accuracy"]
     assert "- ε = 0.2: order 0" in remarks.larger_budget(table(evaluated))
     assert remarks.larger_budget(table(fill(grid(), peak=1.0, hessian_least=1.0))) == ""
+    few = [r for r in made if r.config.curvature in (0.5, 1)]
+    assert "at only 2 curvatures; 4 are needed." in remarks.larger_budget(table(few))
 
 
 def test_training_and_test():
@@ -169,7 +173,8 @@ def test_training_and_test():
     frame = remarks.training_and_test(made)
     text = remarks.gap(frame, "screening_accuracy")
     head, bullets = text.split("\n\n")
-    assert "grows in orders 0 and 2 (95\u00a0% interval above 0); 5 seeds:" in head
+    assert "grows in orders 0 and 2 (95\u00a0% interval above 0; since" in head
+    assert head.endswith("; 5 seeds:")
 
     def read(r):
         return r.history["train_robust_accuracy"][-1] - r.metrics["pgd20_accuracy"]

@@ -578,6 +578,19 @@ def test_the_ranking_of_table_1_in_the_runs_here(frame, tuned, common, outcome):
     assert "the lowest, RCT-AF β=2 minus" in found.measured
     lacking = verdicts.tuned_beat_common(rows[~rows["activation"].isin(["mish", "elu"])], VALUE)
     assert (lacking.outcome, lacking.measured) == ("not testable", "No run here of ELU and Mish.")
+    baselines = rows[rows["activation"] != "rctaf"].assign(curvature=None)  # as the table has it, with no other record
+    assert verdicts.tuned_beat_common(baselines, VALUE).outcome == "not testable"
+
+
+def test_printed_runs_are_not_judged_by_seeds_that_cells_do_not_share(frame):
+    rows = frame(peak=6.5, hessian_least=6.5)
+    cell = rows.groupby(["activation", "beta", "curvature"], dropna=False).ngroup()
+    for shared in (0, 2):  # of three seeds in each cell
+        mine = (rows["seed"] < shared) | (rows["seed"] - shared).between(cell % 2 * 3, cell % 2 * 3 + 2 - shared)
+        assert (rows[mine].groupby(cell)["seed"].nunique() == 3).all()
+        for found in verdicts.table_1_as_printed(rows[mine], VALUE):
+            assert found.outcome == "not testable"
+            assert found.measured.endswith("The cells with the most seeds have fewer than 3 in common.")
 
 
 @pytest.mark.parametrize(
