@@ -270,7 +270,15 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
             f"{away[at]:+z.1f} points, at {at:g})"
         )
         tops.append(f"{ACTIVATIONS[name]} at {in_brackets(top)}")
-    words = f"At equal max|σ″|, {listed(equal)}. Most robust are {listed(tops)}."
+    one_curve = {
+        "supported": "closer to one curve along the rms curvature (of normal inputs) than along max|σ″|",
+        "undecided": "about as close to one curve along the rms curvature (of normal inputs) as along max|σ″|",
+        "not supported": "closer to one curve along max|σ″| than along the rms curvature (of normal inputs)",
+    }
+    words = (
+        f"At equal max|σ″|, {listed(equal)}. Most robust are {listed(tops)}. With the orders of RCT-AF they lie "
+        f"{one_curve[judged[-1].outcome]}."
+    )
     return [("Outside the family", typeset(words))]
 
 

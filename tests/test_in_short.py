@@ -215,6 +215,9 @@ def test_functions_outside_the_family():
     )
     assert "GELU and RCT-AF are equally robust" in words
     assert re.search(r"Most robust are ELU at (0\.9\d?|1|1\.\d) \(0\.71 to 1\.4\) and GELU at ", words)
+    assert words.endswith("lie closer to one curve along max|σ″| than along the rms curvature (of normal inputs).")
+    ((_, by_rms),) = in_short.other_functions(*other_runs(VALUE, {}, peak=1, label="rms_start"), VALUE)
+    assert by_rms.endswith("lie closer to one curve along the rms curvature (of normal inputs) than along max|σ″|.")
     flat = "; a plateau or at the edge of the grid)"
     assert flat not in words
     ((_, words),) = in_short.other_functions(*other_runs(VALUE, {}), VALUE)  # no curve has a top
