@@ -15,7 +15,7 @@ from rctaf.names import DATASETS, activation_name, method_name, network_name
 from rctaf.records import Record, table
 from rctaf.statistics import mean_interval
 from rctaf.verdicts import Verdict
-from rctaf.words import count, typeset
+from rctaf.words import count, typeset, unbroken
 
 RECORDS_PAGE = "records.html"  # notebooks/figures/records.ipynb, beside every other figure
 RECORD_FILES = "../../records"  # where tools/build_book.py puts a copy of every record
@@ -220,7 +220,8 @@ def outcomes_so_far(judged: Iterable[tuple[str, Verdict]], topics: Sequence[str]
         if verdict.topic in found:
             found[verdict.topic].append(f"{verdict.outcome} on {column}")
     lines = "".join(
-        f"<li>{escape(topic)}: {escape(', '.join(outcomes) or 'no run yet')}.</li>" for topic, outcomes in found.items()
+        f"<li>{unbroken(escape(topic))}: {escape(', '.join(outcomes) or 'no run yet')}.</li>"
+        for topic, outcomes in found.items()
     )
     return HTML(f"<p><strong>Outcomes so far.</strong></p><ul>{lines}</ul>")
 

@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from rctaf.statistics import Estimate
 
 
+def unbroken(html: str) -> str:
+    """HTML whose max|σ″| stay on one line: a browser may break after a bar."""
+    return html.replace("max|σ″|", '<span style="white-space: nowrap">max|σ″|</span>')
+
+
 def typeset(text: str) -> str:
     """With a minus sign before a negative number, and no line break between a number and its %.
 
