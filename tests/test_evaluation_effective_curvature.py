@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rctaf.activations import ACTIVATION_MODULES, RCTAF, make_activation
+from rctaf.activations import ACTIVATION_MODULES, RCTAF, Sharpened, make_activation
 from rctaf.evaluation import effective_curvature
 from rctaf.models import make_model
 
@@ -144,7 +144,7 @@ def test_a_deviation_far_from_zero_in_single_precision():
 
 def test_every_activation_that_can_be_replaced_is_measured(images):
     for kind in ACTIVATION_MODULES:
-        settings = {RCTAF: (2.0, 1), nn.Threshold: (0.1, 20)}.get(kind, ())
+        settings = {RCTAF: (2.0, 1), Sharpened: ("gelu", 2.0), nn.Threshold: (0.1, 20)}.get(kind, ())
         assert effective_curvature(nn.Sequential(kind(*settings).double()), images), kind
 
 
