@@ -191,7 +191,7 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _complete(self) -> RunConfig:
         needs = {"lr_drops": self.lr_schedule == "step", "averaging_decay": self.averaging is not None}
-        needs |= {name: name not in _unused(dict(self)) for name in ("alpha", "beta", "sharpness", "gain")}
+        needs |= dict.fromkeys({"alpha", "beta", "sharpness", "gain"} - _unused(dict(self)), True)
         missing = [name for name, needed in needs.items() if needed and getattr(self, name) is None]
         if missing:
             raise ValueError(

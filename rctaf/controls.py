@@ -65,7 +65,7 @@ def of_family(config: RunConfig) -> bool:
 def twins(grid: Grid) -> Callable[[RunConfig], bool]:
     """Chooses the RCT-AF runs of another grid that have a curvature and seed of this one."""
     places = {(equal_curvature(config), config.seed) for config in grid.cells().values()}
-    return lambda config: config.curvature is not None and (round(config.curvature, 9), config.seed) in places
+    return lambda config: config.curvature is not None and (equal_curvature(config), config.seed) in places
 
 
 def equal_curvature(config: RunConfig) -> float | None:
@@ -671,6 +671,14 @@ def with_equal_curvature(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(curvature=frame["curvature"].astype(float).fillna(of_others).round(9), rms_start=rms)
 
 
+def common_seeds(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of the seeds that both frames have; one without rows leaves none of the other."""
+    if a.empty or b.empty:
+        return a.iloc[:0], b.iloc[:0]
+    seeds = set(a["seed"]) & set(b["seed"])
+    return a[a["seed"].isin(seeds)], b[b["seed"].isin(seeds)]
+
+
 def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> list[Verdict]:
     """Does what is said of max|sigma''| hold outside the family too? For each other function, by complete seeds:
 
@@ -690,12 +698,11 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
         others: rows from :func:`with_equal_curvature`.
         family: likewise, of RCT-AF at the same curvatures; seeds without them are left out.
     """
-    both = others.iloc[:0] if others.empty or family.empty else others[others["seed"].isin(set(family["seed"]))]
+    others, family = common_seeds(others, family)
 
     def alike(frame: pd.DataFrame) -> tuple[str, str]:
-        same_seeds = family[family["seed"].isin(set(frame["seed"]))]
         pairs = {
-            f"max|σ″| {c:g}": (frame[frame["curvature"] == c], same_seeds[same_seeds["curvature"] == c])
+            f"max|σ″| {c:g}": (frame[frame["curvature"] == c], family[family["curvature"] == c])
             for c in sorted(set(frame["curvature"]))
         }
         return _same(pairs, value)
@@ -705,9 +712,8 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
         return found.measured.replace("order 0: ", ""), found.outcome
 
     def closer(frame: pd.DataFrame) -> tuple[str, str]:
-        same_seeds = family[family["seed"].isin(set(frame["seed"]))]
         number = {name: 3 + i for i, name in enumerate(BASELINE_CURVATURES)}  # after the orders
-        lines = [same_seeds, frame.assign(beta=frame["activation"].map(number))]
+        lines = [family, frame.assign(beta=frame["activation"].map(number))]
         return _closer(pd.concat(lines, ignore_index=True), value, "rms_start", "functions")
 
     verdicts = [
@@ -717,7 +723,7 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
             ("{name} is most robust at a max|σ″| between 4 and 10.", peak),
         )
         for name in BASELINE_CURVATURES
-        for rows in [both[both["activation"] == name] if len(both) else both]
+        for rows in [others[others["activation"] == name] if len(others) else others]
     ]
     together = "Rms curvature at the start describes RCT-AF, ELU and GELU together better than max|σ″| does."
-    return [*verdicts, _judged(together, both, closer)]
+    return [*verdicts, _judged(together, others, closer)]

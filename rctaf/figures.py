@@ -150,10 +150,14 @@ class Evidence:
         return "robust_accuracy" if whole else "screening_accuracy"
 
     @property
+    def data(self) -> str:
+        """The data set of the grid, or several, in words."""
+        return ", ".join(dict.fromkeys(DATASETS[config.dataset] for config in self.grid.cells().values()))
+
+    @property
     def in_short(self) -> str:
         """Data and scale in a few words, for titles; :meth:`describe` says the rest above the figure."""
-        data = ", ".join(dict.fromkeys(DATASETS[config.dataset] for config in self.grid.cells().values()))
-        return f"{data}, {self.grid.scale.partition(':')[0]}"
+        return f"{self.data}, {self.grid.scale.partition(':')[0]}"
 
     def describe(self) -> str:
         """What stands behind a figure, in words: data, networks, methods, attack, runs, seeds, whose records."""

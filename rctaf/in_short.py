@@ -12,6 +12,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from rctaf.config import Grid
+from rctaf.controls import common_seeds
 from rctaf.controls import longer as rules_of_longer
 from rctaf.controls import other_functions as rules_of_others
 from rctaf.family import BASELINE_CURVATURES
@@ -250,6 +251,7 @@ def longer(judged: pd.DataFrame, value: str) -> list[Answer]:
 
 def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> list[Answer]:
     """What functions outside the family do: control (g), see :func:`rctaf.controls.other_functions`."""
+    others, family = common_seeds(others, family)
     judged = rules_of_others(others, family, value)
     if any(verdict.outcome == "not testable" for verdict in judged):
         return []
@@ -259,11 +261,11 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
         "not supported": "not equally robust",
     }
     equal, tops = [], []
-    of_family = family[family["seed"].isin(set(others["seed"]))].groupby("curvature")[value].mean()
+    of_family = family.groupby("curvature")[value].mean()
     for name, verdict in zip(BASELINE_CURVATURES, judged, strict=False):
-        rows = others[(others["activation"] == name) & others["seed"].isin(set(family["seed"]))]
+        rows = others[others["activation"] == name]
         away = 100 * (rows.groupby("curvature")[value].mean() - of_family)
-        at = float(away.abs().idxmax())  # type: ignore[arg-type]
+        at = float(away.index[int(np.nanargmax(away.abs().to_numpy(float)))])
         top = places(rows.assign(beta=0), value, "max")[0]
         equal.append(
             f"{ACTIVATIONS[name]} and RCT-AF are {said[verdict.outcome]} (largest difference of means "

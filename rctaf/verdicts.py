@@ -223,8 +223,7 @@ class Place:
 def places(rows: pd.DataFrame, value: str, kind: Literal["max", "min"], level: float = 0.05) -> list[Place]:
     """The optimum of each order; with too few seeds, the words have the range over resamples as it is."""
     found_places = []
-    for beta in sorted(set(rows["beta"])):
-        part = rows[rows["beta"] == beta]
+    for beta, part in by_order(rows).items():
         found = optimum(part, value, kind=kind, level=level)
         low, high = _resolved(found, sorted(set(part["curvature"])))
         c = found.curvature
@@ -235,7 +234,7 @@ def places(rows: pd.DataFrame, value: str, kind: Literal["max", "min"], level: f
         plateau = "" if found.identified else ", a plateau or at the edge of the grid"
         words = f"order {beta}: {c.value:.2g} ({reach}, {tested}{plateau})"
         widened = (low, high) != (c.low, c.high)
-        found_places.append(Place(int(beta), c.value, low, high, words, widened, found.identified))
+        found_places.append(Place(beta, c.value, low, high, words, widened, found.identified))
     return found_places
 
 
