@@ -22,7 +22,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rctaf import recipes
-from rctaf.family import BASELINE_CURVATURES, LAST_ORDER, alpha_for_curvature, alpha_for_rms_curvature, curvature
+from rctaf.family import (
+    BASELINE_CURVATURES,
+    LAST_ORDER,
+    alpha_for_curvature,
+    alpha_for_rms_curvature,
+    curvature,
+    sharpness_for_curvature,
+    sharpness_for_rms_curvature,
+)
 
 SCHEMA = 1  # raise it when the *meaning* of a field changes: every run id changes with it
 
@@ -48,11 +56,16 @@ _USED_BY: dict[str, dict[str | None, set[str]]] = {
     "attack_schedule": {None: {"attack_steps", "attack_step_size"}},
     "lr_schedule": {"step": {"lr_drops"}},
 }
-# axes of a grid that stand for alpha; rounded, so that an experiment keeps its id whatever the last bits of the
-# inversion are (one is a division, the other a quadrature)
-_ALPHA_FOR: dict[str, tuple[Callable[[float, int], float], int]] = {
-    "curvature": (alpha_for_curvature, 12),
-    "rms_curvature": (alpha_for_rms_curvature, 9),
+# axes of a grid that stand for alpha, or for the sharpness of ELU and GELU, and the digits to which these are rounded,
+# so that an experiment keeps its id whatever the last bits of the inversion are (a division or a bisection)
+_LABELS = {"curvature": 12, "rms_curvature": 9}
+_ALPHA_FOR: dict[str, Callable[[float, int], float]] = {
+    "curvature": alpha_for_curvature,
+    "rms_curvature": alpha_for_rms_curvature,
+}
+_SHARPNESS_FOR: dict[str, Callable[[float, str], float]] = {
+    "curvature": sharpness_for_curvature,
+    "rms_curvature": sharpness_for_rms_curvature,
 }
 _NEEDED_BY = {  # dropped where it is None or 0
     "awp": {"awp_from"},
@@ -306,10 +319,9 @@ def assigned_names(code: str) -> list[str]:
 class Block(BaseModel):
     """One product of axes over a common base.
 
-    In place of ``alpha`` an axis may be ``curvature``, max|sigma''|, or ``rms_curvature``, what the start of
-    training meets of it (:func:`rctaf.family.rms_curvature_at_start`). For ELU and GELU ``curvature`` stands for
-    ``sharpness``. ``recipe`` names a file of
-    ``rctaf/recipes``, whose settings are used where neither base nor axes give their own.
+    In place of ``alpha``, or of the ``sharpness`` of ELU and GELU, an axis may be ``curvature``, max|sigma''|, or
+    ``rms_curvature``, what the start of training meets of it (:func:`rctaf.family.rms_curvature_at_start`).
+    ``recipe`` names a file of ``rctaf/recipes``, whose settings are used where neither base nor axes give their own.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -326,18 +338,19 @@ class Block(BaseModel):
                     raise ValueError(f"{name}={value!r}: one value is expected; a list of them belongs under axes")
             if "recipe" in row:
                 row = {**recipes.settings(row.pop("recipe")), **row}
-            if "curvature" in row and (largest := BASELINE_CURVATURES.get(row.get("activation", ""))):
-                if "sharpness" in row:
-                    raise ValueError("give sharpness or curvature, not both")
-                row["sharpness"] = float(f"{row.pop('curvature') / largest:.12g}")
-            if row.get("activation", "rctaf") != "rctaf" and (idle := [name for name in _ALPHA_FOR if name in row]):
-                raise ValueError(f"{idle[0]} says nothing about {row['activation']}")
-            if len(given := [name for name in ("alpha", *_ALPHA_FOR) if name in row]) > 1:
+            activation, order = (row.get(name, RunConfig.model_fields[name].default) for name in ("activation", "beta"))
+            labels = [name for name in _LABELS if name in row]
+            setting = "sharpness" if activation in BASELINE_CURVATURES else "alpha"
+            if labels and setting == "alpha" and activation != "rctaf":
+                raise ValueError(f"{labels[0]} says nothing about {activation}")
+            if len(given := [name for name in (setting, *labels) if name in row]) > 1:
                 raise ValueError(f"give {' or '.join(given)}, not both")
-            for name, (alpha_for, digits) in _ALPHA_FOR.items():
-                if name in row:
-                    beta = row.get("beta", RunConfig.model_fields["beta"].default)
-                    row["alpha"] = float(f"{alpha_for(row.pop(name), beta):.{digits}g}")
+            for name in labels:
+                value = row.pop(name)
+                found = (
+                    _ALPHA_FOR[name](value, order) if setting == "alpha" else _SHARPNESS_FOR[name](value, activation)
+                )
+                row[setting] = float(f"{found:.{_LABELS[name]}g}")
             rows.append(row)
         return rows
 

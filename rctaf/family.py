@@ -25,11 +25,13 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 from decimal import Decimal, localcontext
 from functools import cache
 from typing import Any
 
 import numpy as np
+import scipy  # its parts load when first used
 
 
 def positive(value: float, what: str) -> float:
@@ -155,11 +157,6 @@ def curvature(alpha: float, beta: int) -> float:
     return positive(alpha, "alpha (sharpness)") * _unit_curvature(checked_order(beta))
 
 
-#: max|f''| of the baselines that can be run at another sharpness: ELU as a supremum, which x < 0 come near, and GELU
-#: at 0 (:func:`rctaf.symbolic.prove_baseline`)
-BASELINE_CURVATURES = {"elu": 1.0, "gelu": math.sqrt(2 / math.pi)}
-
-
 def alpha_for_curvature(c: float, beta: int) -> float:
     """The sharpness at which order ``beta`` has curvature ``c``: the inverse of :func:`curvature`.
 
@@ -204,11 +201,8 @@ def rms_curvature_at_start(alpha: float, beta: int) -> float:
 
 @cache
 def alpha_for_rms_curvature(c: float, beta: int) -> float:
-    """The sharpness at which order ``beta`` starts with rms curvature ``c``.
-
-    The inverse of :func:`rms_curvature_at_start`, which increases from 0 without bound: bisection, between
-    the sharpness of *curvature* c (the root mean square is no larger than the maximum) and the first double of it
-    that is large enough.
+    """The sharpness at which order ``beta`` starts with rms curvature ``c``: the inverse of
+    :func:`rms_curvature_at_start`.
 
     Raises:
         ValueError: ``c`` is not a finite number above 0, or ``beta`` not an integer 0, 1, 2, ...
@@ -216,13 +210,59 @@ def alpha_for_rms_curvature(c: float, beta: int) -> float:
     >>> [round(alpha_for_rms_curvature(1, beta), 3) for beta in (0, 1, 2)]
     [15.082, 5.712, 2.053]
     """
-    low = high = alpha_for_curvature(positive(c, "c (rms curvature)"), beta)
-    while rms_curvature_at_start(high, beta) < c:
+    of_curvature = alpha_for_curvature(positive(c, "c (rms curvature)"), beta)
+    return _inverse(lambda alpha: rms_curvature_at_start(alpha, beta), c, of_curvature)
+
+
+def _inverse(rms_curvature: Callable[[float], float], c: float, of_curvature: float) -> float:
+    """The sharpness at which an rms curvature that increases with it, from 0 without bound, is c.
+
+    Bisection, between the sharpness of *curvature* c (the root mean square is no larger than the maximum) and the first
+    double of it that is large enough.
+    """
+    low = high = of_curvature
+    while rms_curvature(high) < c:
         high *= 2
     for _ in range(60):
         middle = math.sqrt(low * high)
-        if rms_curvature_at_start(middle, beta) < c:
+        if rms_curvature(middle) < c:
             low = middle
         else:
             high = middle
     return high
+
+
+# --- the same numbers of two functions outside the family --------------------------------------
+
+#: max|f''| of the baselines that can be run at another sharpness: ELU as a supremum, which x < 0 come near, and GELU
+#: at 0 (:func:`rctaf.symbolic.prove_baseline`)
+BASELINE_CURVATURES = {"elu": 1.0, "gelu": math.sqrt(2 / math.pi)}
+
+
+def sharpness_for_curvature(c: float, name: str) -> float:
+    """The sharpness a at which f(a x) / a, for f = ELU or GELU, has curvature ``c``."""
+    return positive(c, "c (curvature)") / BASELINE_CURVATURES[name]
+
+
+def baseline_rms_curvature(sharpness: float, name: str) -> float:
+    r"""As :func:`rms_curvature_at_start`, of ELU or GELU f at sharpness a, f(a x) / a.
+
+    With Z standard normal, :math:`E\,\sigma''(Z)^2` is :math:`a^2 e^{2a^2} \Phi(-2a)` for ELU and, with
+    :math:`v = 1 / (1 + 2 a^2)`, :math:`a^2 \sqrt v\, (4 - 4 a^2 v + 3 a^4 v^2) / (2\pi)` for GELU. Both increase with a
+    from 0 without bound, for the reason given there.
+
+    >>> [round(baseline_rms_curvature(7 / largest, name), 3) for name, largest in BASELINE_CURVATURES.items()]
+    [1.179, 1.646]
+    """
+    a = positive(sharpness, "sharpness")
+    if name == "elu":
+        return a * math.sqrt(scipy.special.erfcx(math.sqrt(2) * a) / 2)
+    v = 1 / (1 + 2 * a**2)
+    return a * math.sqrt(math.sqrt(v) * (4 - 4 * a**2 * v + 3 * (a**2 * v) ** 2) / (2 * math.pi))
+
+
+@cache
+def sharpness_for_rms_curvature(c: float, name: str) -> float:
+    """The sharpness at which ELU or GELU starts with rms curvature ``c``: the inverse of
+    :func:`baseline_rms_curvature`."""
+    return _inverse(lambda a: baseline_rms_curvature(a, name), c, sharpness_for_curvature(c, name))

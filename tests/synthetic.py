@@ -102,7 +102,7 @@ def longer_runs(value: str, long_peak: float, catches_up: float, data: str = "di
 
 
 def other_runs(
-    value: str, offset: dict, peak: float | None = None, label: str = "curvature"
+    value: str, offset: dict, peak: float | None = None, label: str = "curvature", at_equal_rms: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Runs of control (g) and of the family: a parabola in log label; some lie ``offset`` away, at every curvature."""
 
@@ -115,6 +115,18 @@ def other_runs(
         noise = np.random.default_rng(0).normal(0, 1e-3, len(rows)) + 0.01 * rows["seed"]
         return rows.assign(**{value: 0.7 - 0.02 * distance**2 + rows["activation"].map(offset).fillna(0.0) + noise})
 
+    if at_equal_rms:
+        paths = "grids/digits/controls/other_functions_rms.yaml", "grids/digits/controls/rms_curvature.yaml"
+        return frame(paths[0], bool), frame(paths[1], bool)
     path = "grids/digits/controls/other_functions.yaml"
     of_family = controls.twins(Grid.load(ROOT / path))
     return frame(path, bool), frame("grids/digits/figure_3.yaml", of_family)
+
+
+def harmed_runs(value: str, lost: dict) -> pd.DataFrame:
+    """Runs of control (h): in each arm networks of max|sigma''| = 7 are a share ``lost`` below those of 1."""
+    cells = Grid.load(ROOT / "grids/fashion/controls/harm.yaml").cells().values()
+    frame = pd.DataFrame([{**c.model_dump(mode="json"), "curvature": c.curvature} for c in cells])
+    frame = controls.harm_arms(frame)
+    noise = np.random.default_rng(0).normal(0, 5e-4, len(frame)) + 0.01 * frame["seed"]
+    return frame.assign(**{value: 0.7 - frame["arm"].map(lost) * (frame["curvature"] > 1) + noise})

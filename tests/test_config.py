@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rctaf import activations, names
 from rctaf.config import _USED_BY, Grid, RunConfig, parse_epsilon
 from rctaf.evaluation import effective_curvature
-from rctaf.family import curvature, rms_curvature_at_start
+from rctaf.family import baseline_rms_curvature, curvature, rms_curvature_at_start
 from rctaf.models import NETWORKS, from_config
 from rctaf.training import Method
 from rctaf.training.methods import make_method
@@ -212,6 +212,14 @@ def test_rms_curvature_axis(tmp_path):
     assert [c.alpha for c in cells] == [3.91339378, 240.638994, 1.56168622, 90.5373039, 0.646422233, 30.6204796]
 
 
+def test_rms_curvature_axis_of_other_functions(tmp_path):
+    text = "name: g\nscale: s\nblocks: [{axes: {activation: [elu, gelu], rms_curvature: [0.5, 4]}}]"
+    cells = list(Grid.load(write(tmp_path, text)).cells().values())
+    for config, wanted in zip(cells, [0.5, 4.0] * 2, strict=True):
+        assert baseline_rms_curvature(config.sharpness, config.activation) == pytest.approx(wanted, rel=1e-8)
+    assert [c.sharpness for c in cells] == [1.38854542, 80.215221, 0.921577958, 51.7020779]  # as for alpha above
+
+
 def test_seeds_come_first(tmp_path):
     path = write(
         tmp_path,
@@ -229,8 +237,10 @@ def test_seeds_come_first(tmp_path):
         ("[{axes: {alpha: [1], curvature: [2]}}]", "alpha or curvature, not both"),
         ("[{axes: {rms_curvature: [1], curvature: [2]}}]", "curvature or rms_curvature, not both"),
         ("[{base: {activation: elu, sharpness: 2, curvature: 2}}]", "sharpness or curvature, not both"),
-        ("[{base: {activation: elu, rms_curvature: 2}}]", "rms_curvature says nothing about elu"),
+        ("[{base: {activation: elu, rms_curvature: 2, curvature: 2}}]", "curvature or rms_curvature, not both"),
+        ("[{base: {activation: elu, rms_curvature: -2}}]", "c (curvature) must be a finite number above 0, got -2"),
         ("[{base: {activation: relu, curvature: 2}}]", "curvature says nothing about relu"),
+        ("[{base: {activation: relu, rms_curvature: 2}}]", "rms_curvature says nothing about relu"),
         ("[{axes: {alfa: [1]}}]", "no such setting: alfa (perhaps alpha); there are dataset, n_train, "),
         ("[{axes: {xyz: [1], epoch: [0]}, base: {epochs: 0}}]", "no such setting: xyz, epoch (perhaps epochs); there"),
         ("[{axes: {xyz: [1], epoch: [0]}, base: {epochs: 0}}]", "epochs=0: Input should be greater than or equal to 1"),

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy
-from synthetic import estimate, longer_runs, other_runs
+from synthetic import estimate, harmed_runs, longer_runs, other_runs
 from test_notebook_figures import numbers, outputs
 
 from rctaf import controls
 from rctaf.config import Grid
-from rctaf.family import BASELINE_CURVATURES, rms_curvature_at_start
+from rctaf.family import BASELINE_CURVATURES, baseline_rms_curvature, rms_curvature_at_start
 from rctaf.notebooks import execute_notebook
 from rctaf.records import Record, find, write
 from rctaf.statistics import mean_interval
@@ -26,6 +26,7 @@ PAGE = ROOT / "notebooks" / "figures" / "controls.ipynb"
 FOLDER = ROOT / "grids" / "digits" / "controls"
 GRIDS = {path.stem: Grid.load(path) for path in sorted(FOLDER.glob("*.yaml"))}
 EQUAL = Grid.load(ROOT / "grids" / "digits" / "figure_3.yaml")
+HARM = Grid.load(ROOT / "grids" / "fashion" / "controls" / "harm.yaml")
 VALUE = "screening_accuracy"
 
 
@@ -377,6 +378,46 @@ def test_other_functions_against_worlds_where_curvature_decides_and_where_it_doe
     assert outcomes(few) == ["not testable"] * 5
 
 
+def test_other_functions_at_equal_rms_curvature():
+    def found(offset, peak=None, label="curvature"):
+        return controls.other_functions_at_equal_rms(*other_runs(VALUE, offset, peak, label, True), VALUE)
+
+    same = found({}, 1, "rms_start")
+    assert [verdict.claim[:4] for verdict in same] == ["ELU ", "GELU"]
+    assert outcomes(same) == ["supported", "supported"]
+    assert outcomes(found({"elu": -0.02}, 1, "rms_start")) == ["not supported", "supported"]
+    assert outcomes(found({}, 1)) == ["not supported", "not supported"]  # where max|sigma''| decides
+    others, family = other_runs(VALUE, {"gelu": 0.005}, at_equal_rms=True)
+    a, b = (
+        rows[rows["rms_start"] == 2].groupby("seed")[VALUE].mean()
+        for rows in (others[others["activation"] == "gelu"], family)
+    )
+    low, high = scipy.stats.t.interval(0.95, 4, (a - b).mean(), scipy.stats.sem(a - b))
+    expected = f"rms curvature 2: {100 * (a - b).mean():+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
+    assert expected in controls.other_functions_at_equal_rms(others, family, VALUE)[1].measured
+
+
+def test_harm_of_longer_training_against_worlds_of_each_cause():
+    def found(single, stronger):
+        lost = {controls.AS_BEFORE: 0.3, controls.SINGLE: single, controls.STRONGER: stronger}
+        return controls.harm(harmed_runs(VALUE, lost), VALUE)
+
+    assert outcomes(found(0, 0.3)) == ["supported", "undecided", "undecided", "supported"]
+    assert outcomes(found(0.1, -0.01)) == ["supported", "supported", "supported", "not supported"]
+    assert found(0.4, 0.3)[0].outcome == "not supported"
+    rows = harmed_runs(VALUE, {controls.AS_BEFORE: 0.3, controls.SINGLE: 0, controls.STRONGER: 0.1})
+    cell = rows.pivot_table(values=VALUE, index="seed", columns=["precision", "attack_steps", "curvature"])
+    gap = {arm: cell[arm][7.0] - cell[arm][1.0] for arm in (("bf16", 5), ("fp32", 5), ("bf16", 10))}
+    words = [verdict.measured.replace("−", "-") for verdict in controls.harm(rows, VALUE)]
+    before, single, stronger = (f"{100 * one.mean():+.2f}" for one in gap.values())
+    assert words[0].startswith(f"7 minus 1: {before} points (bf16, 5 steps), {single} (single precision); ")
+    assert words[2].startswith(f"7 minus 1: {before} points (bf16, 5 steps), {stronger} (10 attack steps); ")
+    assert words[3].startswith(f"1 minus 7: {-100 * gap['bf16', 10].mean():+.2f} points (")
+    gained = gap["fp32", 5] - gap["bf16", 5]
+    low, high = scipy.stats.t.interval(0.95, 4, gained.mean(), scipy.stats.sem(gained))
+    assert f"{100 * gained.mean():+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})" in words[0]
+
+
 @pytest.mark.parametrize("name", BASELINE_CURVATURES)
 @pytest.mark.parametrize("sharpness", [0.1, 1.0, 30.0])
 def test_rms_curvature_of_other_functions(name, sharpness):
@@ -394,7 +435,7 @@ def test_rms_curvature_of_other_functions(name, sharpness):
         scipy.integrate.quad(lambda z: bend(z) ** 2 * scipy.stats.norm.pdf(z), a, b, epsabs=1e-14, epsrel=1e-11)[0]
         for a, b in itertools.pairwise(breaks)
     )
-    assert controls.baseline_rms_curvature(name, sharpness) == pytest.approx(math.sqrt(square), rel=1e-9)
+    assert baseline_rms_curvature(sharpness, name) == pytest.approx(math.sqrt(square), rel=1e-9)
 
 
 def test_equal_curvature_of_elu_and_gelu():
@@ -419,6 +460,10 @@ def test_too_few_seeds_are_not_judged(seeds):
         *controls.no_norm(frames["no_norm"][0], effective, VALUE),
         *controls.longer(frames["longer"][0], VALUE, "digits"),
         *controls.other_functions(*[controls.with_equal_curvature(frames["other_functions"][0])] * 2, VALUE),
+        *controls.other_functions_at_equal_rms(
+            *[controls.with_equal_curvature(frames["other_functions_rms"][0])] * 2, VALUE
+        ),
+        *controls.harm(controls.complete(HARM, records(HARM, seeds)), VALUE),
     ]
     assert set(outcomes(found)) == {"not testable"}
     have = {0: "No complete seed", 1: "Only 1 complete seed", 2: "Only 2 complete seeds"}[seeds]
