@@ -12,7 +12,8 @@ import pandas as pd
 from IPython.display import HTML
 
 from rctaf.config import Grid
-from rctaf.controls import common_seeds
+from rctaf.controls import AS_BEFORE, SINGLE, STRONGER, common_seeds, harm_arms
+from rctaf.controls import harm as rules_of_harm
 from rctaf.controls import longer as rules_of_longer
 from rctaf.controls import other_functions as rules_of_others
 from rctaf.family import BASELINE_CURVATURES
@@ -28,6 +29,7 @@ from rctaf.verdicts import (
     MARGIN,
     MIN_SEEDS,
     Place,
+    Verdict,
     alike,
     by_order,
     complete_seeds,
@@ -228,25 +230,59 @@ def longer(judged: pd.DataFrame, value: str) -> list[Answer]:
     least, most = lengths.min(), lengths.max()
     found = by_order(judged)
     data = DATASETS[judged["dataset"].iloc[0]]
-    favours_small = rules_of_longer(judged, value, data)[len(found) : 2 * len(found)]
-    gains: dict[str, list[str]] = {"supported": [], "undecided": [], "not supported": []}
+    verdicts = rules_of_longer(judged, value, data)  # the peak in each order, then the two ranges against 1 likewise
+    favours_small, favours_band = (verdicts[n * len(found) : (n + 1) * len(found)] for n in (1, 2))
     peaks = []
-    for (order, rows), verdict in zip(found.items(), favours_small, strict=True):
-        means = rows.pivot_table(values=value, index="epochs", columns="curvature")
-        short, long = (100 * (means.loc[n, smallest] - means.loc[n, 1.0]) for n in (least, most))
-        gains[verdict.outcome].append(f"order {order} (from {short:+.1f} to {long:+.1f} points)")
+    for order, rows in found.items():
         first, top = (places(rows[rows["epochs"] == n], value, "max")[0] for n in (least, most))
         peaks.append(f"{in_brackets(top)} in place of {first.value:.2g} in order {order}")
-    said = {
-        "supported": "gain on those at 1 in",
-        "undecided": "are not shown to gain on those at 1, nor to lose, in",
-        "not supported": "lose against those at 1 in",
-    }
-    moved = [f"{said[outcome]} {listed(orders)}" for outcome, orders in gains.items() if orders]
-    words = f"Trained for {most} epochs in place of {least}, networks at max|σ″| = {smallest:g} {listed(moved)}."
+
+    def moved(favours: Sequence[Verdict], low: float, high: float) -> str:
+        """How networks within a range of max|sigma''| move against those at 1, and in which orders."""
+        gains: dict[str, list[str]] = {
+            "gain on those at 1 in": [],
+            "are not shown to gain on those at 1, nor to lose, in": [],
+            "lose against those at 1 in": [],
+        }
+        said = dict(zip(("supported", "undecided", "not supported"), gains, strict=True))
+        for (order, rows), verdict in zip(found.items(), favours, strict=True):
+            within = rows[rows["curvature"].between(low, high)].groupby("epochs")[value].mean()
+            gap = 100 * (within - rows[rows["curvature"] == 1].groupby("epochs")[value].mean())
+            gains[said[verdict.outcome]].append(f"order {order} (from {gap[least]:+.1f} to {gap[most]:+.1f} points)")
+        return listed([f"{words} {listed(orders)}" for words, orders in gains.items() if orders])
+
+    words = (
+        f"Trained for {most} epochs in place of {least}, networks at max|σ″| = {smallest:g} "
+        f"{moved(favours_small, smallest, smallest)}; networks from {BAND[0]:g} to {BAND[1]:g} "
+        f"{moved(favours_band, *BAND)}."
+    )
     if judged["seed"].nunique() >= BOOTSTRAP_SEEDS:
         words += f" The best max|σ″| is then {listed(peaks)}."
     return [(f"Longer training, {data}", typeset(words))]
+
+
+def harm(judged: pd.DataFrame, value: str) -> list[Answer]:
+    """What mends the harm of longer training: the complete seeds of control (h), see :func:`rctaf.controls.harm`."""
+    verdicts = rules_of_harm(judged, value)
+    if any(verdict.outcome == "not testable" for verdict in verdicts):
+        return []
+    means = harm_arms(judged).pivot_table(values=value, index="arm", columns=judged["curvature"].round(9))
+    gap = 100 * (means[7.0] - means[1.0])
+    said = {
+        "supported": "less harm",
+        "undecided": "neither less harm nor more is shown",
+        "not supported": "more harm",
+    }
+    changes = [
+        f"with {arm} {gap[arm]:+.1f} ({said[verdict.outcome]})"
+        for arm, verdict in zip((SINGLE, STRONGER), verdicts[::2], strict=True)
+    ]
+    data = DATASETS[judged["dataset"].iloc[0]]
+    words = (
+        f"After {judged['epochs'].iloc[0]:g} epochs networks of max|σ″| = 7 differ from those of 1 by "
+        f"{gap[AS_BEFORE]:+.1f} points (order 1, {AS_BEFORE}); {listed(changes)}."
+    )
+    return [(f"Harm of longer training, {data}", typeset(words))]
 
 
 def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> list[Answer]:

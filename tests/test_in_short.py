@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from synthetic import fill, longer_runs, other_runs
+from synthetic import fill, harmed_runs, longer_runs, other_runs
 
-from rctaf import in_short
+from rctaf import controls, in_short
 from rctaf.config import Grid
 from rctaf.records import table
 from rctaf.statistics import optimum
@@ -251,8 +251,33 @@ def test_longer_training():
     ((head, fashion),) = in_short.longer(longer_runs(VALUE, 0.25, 1, "fashion"), VALUE)
     assert head == "Longer training, Fashion-MNIST"
     assert "Trained for 40 epochs in place of 10" in fashion
-    assert "gain on those at 1 in order 1 (from" in fashion
+    assert "at max|σ″| = 0.25 gain on those at 1 in order 1 (from" in fashion
+    lost = [-2 * np.mean([np.log2(c / at) ** 2 - np.log2(1 / at) ** 2 for c in (4, 7, 10)]) for at in (1, 0.25)]
+    band = re.search(r"from 4 to 10 lose against those at 1 in order 1 \(from (\S+) to (\S+) points\)", fashion)
+    assert [float(x.replace("\u2212", "-")) for x in band.groups()] == pytest.approx(lost, abs=0.15)
     mixed = pd.concat([few[few["beta"] < 2], world(1, -0.5)[lambda rows: rows["beta"] == 2]])
     ((_, worse),) = in_short.longer(mixed, VALUE)
     assert "and order 1 (from" in worse
     assert re.search(rf"lose against those at 1 in order 2 \(from {eight} to \u221212\.\d points\)", worse)
+
+
+def test_harm_of_longer_training():
+    def answer(single, stronger, seeds=5):
+        lost = {controls.AS_BEFORE: 0.3, controls.SINGLE: single, controls.STRONGER: stronger}
+        rows = harmed_runs(VALUE, lost)
+        return in_short.harm(rows[rows["seed"] < seeds], VALUE)
+
+    assert answer(0, 0, seeds=2) == []
+    ((head, mended),) = answer(0.02, 0.3)
+    assert head == "Harm of longer training, Fashion-MNIST"
+    thirty = r"\u2212(29\.9|30\.[01])"
+    assert re.search(
+        r"After 40 epochs networks of max\|σ″\| = 7 differ from those of 1 "
+        rf"by {thirty} points \(order 1, bf16, 5 steps\); "
+        rf"with single precision \u2212(1\.9|2\.[01]) \(less harm\) and with 10 attack steps {thirty} "
+        r"\(neither less harm nor more is shown\)\.",
+        mended,
+    )
+    ((_, worse),) = answer(0.4, 0.1)
+    assert "(more harm) and with 10 attack steps" in worse
+    assert worse.endswith("(less harm).")
