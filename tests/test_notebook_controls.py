@@ -221,10 +221,10 @@ def test_an_interval_that_ends_near_0_is_shown_on_its_side_and_called_barely_so(
         (1.5, "+0.10 points (\u22120.05 to +0.25), 95 % interval over 5 seeds."),
     ):
         a = 0.001 * (1 + part * spread / reach)
-        found, outcome = controls._higher("difference", a, b)
+        found, outcome = controls.higher("difference", a, b)
         assert found == f"difference: {words}"
         assert outcome == ("undecided" if part > 1 else "supported")
-        found, outcome = controls._higher("difference", b, a)
+        found, outcome = controls.higher("difference", b, a)
         assert (", barely below 0." in found) == (part == 0.99)
         assert outcome == ("undecided" if part > 1 else "not supported")
 

@@ -1,0 +1,92 @@
+"""Experiments that two explanations expect to end differently, and the rules that judge them.
+
+Every control is judged on its complete seeds: those for which each of its runs has a record. All comparisons are paired
+by seed. An outcome is one of :data:`rctaf.verdicts.OUTCOMES`. The rules were fixed before the runs were made (the last
+of :func:`other_functions` before they were looked at), except those whose verdicts say :data:`POST_HOC`.
+"""
+
+from rctaf.controls.common import (
+    ORDERS,
+    POST_HOC,
+    common_seeds,
+    complete,
+    equal_curvature,
+    higher,
+    of_family,
+    orders_alike,
+    same,
+    twins,
+)
+from rctaf.controls.conditions import (
+    AS_BEFORE,
+    CHANCE,
+    SINGLE,
+    STRONGER,
+    harm,
+    harm_arms,
+    learned_where,
+    longer,
+    no_norm,
+)
+from rctaf.controls.labels import (
+    measured_rms_curvature,
+    not_alone,
+    orders,
+    other_functions,
+    other_functions_at_equal_rms,
+    scatter_about_curve,
+    shared_curvatures,
+    with_equal_curvature,
+    with_rms_curvature,
+)
+from rctaf.controls.scale import (
+    GAIN,
+    GAIN_RATE,
+    PLAIN,
+    gain,
+    gain_arms,
+    gain_differences,
+    learned_alpha,
+    learned_curvatures,
+    weight_decay,
+)
+
+__all__ = [
+    "AS_BEFORE",
+    "CHANCE",
+    "GAIN",
+    "GAIN_RATE",
+    "ORDERS",
+    "PLAIN",
+    "POST_HOC",
+    "SINGLE",
+    "STRONGER",
+    "common_seeds",
+    "complete",
+    "equal_curvature",
+    "gain",
+    "gain_arms",
+    "gain_differences",
+    "harm",
+    "harm_arms",
+    "higher",
+    "learned_alpha",
+    "learned_curvatures",
+    "learned_where",
+    "longer",
+    "measured_rms_curvature",
+    "no_norm",
+    "not_alone",
+    "of_family",
+    "orders",
+    "orders_alike",
+    "other_functions",
+    "other_functions_at_equal_rms",
+    "same",
+    "scatter_about_curve",
+    "shared_curvatures",
+    "twins",
+    "weight_decay",
+    "with_equal_curvature",
+    "with_rms_curvature",
+]
