@@ -31,7 +31,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import scipy  # its parts load when first used
 
 
 def positive(value: float, what: str) -> float:
@@ -256,7 +255,9 @@ def baseline_rms_curvature(sharpness: float, name: str) -> float:
     """
     a = positive(sharpness, "sharpness")
     if name == "elu":
-        return a * math.sqrt(scipy.special.erfcx(math.sqrt(2) * a) / 2)
+        from scipy.special import erfcx  # here: the activations themselves need numpy and torch only
+
+        return a * math.sqrt(erfcx(math.sqrt(2) * a) / 2)
     v = 1 / (1 + 2 * a**2)
     return a * math.sqrt(math.sqrt(v) * (4 - 4 * a**2 * v + 3 * (a**2 * v) ** 2) / (2 * math.pi))
 

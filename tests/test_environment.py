@@ -1,6 +1,8 @@
 """environment.yml, pyproject.toml and constraints.txt say the same; nothing is unpinned."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -57,3 +59,19 @@ def test_pin_is_what_is_installed(name: str) -> None:
     except PackageNotFoundError:
         pytest.skip(f"{name} is not needed on this platform")
     assert installed.split("+")[0] == CONSTRAINTS[name]
+
+
+def test_activations_need_numpy_and_torch_only() -> None:
+    """The example of the README, where nothing else that the extras bring can be imported."""
+    example = re.search(r"```python\n(from rctaf import .*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    others = {_name(requirement) for extra in PROJECT["optional-dependencies"].values() for requirement in extra}
+    modules = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
+    blocked = {modules.get(name, name.replace("-", "_")) for name in others} - {"numpy", "torch"}
+    assert {"scipy", "pandas", "pydantic", "yaml"} <= blocked
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({sorted(blocked)!r}))\n"
+        "from torch import nn\nmodel = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())\n"
+        f"{example}\nassert isinstance(model[1], RCTAF), model\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

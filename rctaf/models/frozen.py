@@ -26,7 +26,7 @@ from rctaf.models.norm import SplitBatchNorm2d, eval_mode
 _NORMS = (nn.BatchNorm2d, SplitBatchNorm2d)
 _SAME_IN_BOTH_MODES = {*ACTIVATION_MODULES, LearnedRCTAF, nn.Linear, nn.Identity, nn.Flatten} - {nn.RReLU}
 _TOLERANCE = 1e-3  # of the largest logit; folding rounds by some 1e-6, any other function is further away
-_MATRIX_ELEMENTS = 2**17  # the largest matrix that was faster than the convolution it stands for
+_MATRIX_ELEMENTS = 2**15  # the largest matrix; larger ones beat the convolution on some processors and lose on others
 
 
 class Unsupported(ValueError):
