@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from rctaf.figures import Evidence
+from rctaf.evidence import Evidence
 from rctaf.records import results_dir, write_text
 from rctaf.statistics import noise_parts
 from rctaf.verdicts import BAND, complete_seeds, figure_3

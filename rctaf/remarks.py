@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from rctaf.figures import STRENGTHS
+from rctaf.evidence import STRENGTHS
 from rctaf.records import Record, table
 from rctaf.statistics import Estimate, cell_means, mean_interval
 from rctaf.verdicts import (

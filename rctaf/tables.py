@@ -10,7 +10,7 @@ from IPython.display import HTML
 
 from rctaf import paper
 from rctaf.config import RunConfig
-from rctaf.figures import ROBUSTNESS, in_words
+from rctaf.evidence import ROBUSTNESS, in_words
 from rctaf.names import DATASETS, activation_name, method_name, network_name
 from rctaf.records import Record, table
 from rctaf.statistics import mean_interval
@@ -25,7 +25,7 @@ def runs_table(*cells: pd.DataFrame, percent: bool = True, links: bool = True) -
     """The numbers under a figure with the records behind each, folded: for readers without a mouse, and for copying.
 
     Args:
-        cells: what the figure was drawn from, from :func:`rctaf.figures.cells`; columns empty throughout are left out,
+        cells: what the figure was drawn from, from :func:`rctaf.evidence.cells`; columns empty throughout are left out,
             and so is the table where there is nothing in it.
         percent: as in :func:`rctaf.figures.curves`.
         links: to the records; a figure that is drawn from the records of another can do without.

@@ -15,7 +15,7 @@ import scipy.stats
 import yaml
 from synthetic import fill
 
-from rctaf import figures, records, tables, words
+from rctaf import evidence, figures, records, tables, words
 from rctaf.config import Grid
 from rctaf.notebooks import execute_notebook
 from rctaf.verdicts import ADDED, ADDED_MARK, NEW_SEED, OUTCOMES
@@ -99,7 +99,7 @@ def test_interval_of_an_accuracy_stays_within_0_and_1(value, low, high):
     frame = pd.DataFrame(
         {"activation": "rct", "beta": 1, "curvature": 2.0, "seed": [0, 1], "id": ["a", "b"], value: [0.45, 1.45]}
     )
-    (cell,) = figures.cells(frame, value).itertuples()
+    (cell,) = evidence.cells(frame, value).itertuples()
     assert (cell.low, cell.high) == pytest.approx((low, high), abs=0.01)
 
 
@@ -119,10 +119,10 @@ def test_a_mean_over_seeds_is_of_runs_that_differ_in_nothing_else():
     ]
     frame = pd.DataFrame(rows).assign(id="x", lr_drops=[[75]] * 4)
     with pytest.raises(ValueError, match="would mix different runs, by method, lam: draw a grid for each"):
-        figures.cells(frame, "a_accuracy")
-    assert figures.cells(frame, "a_accuracy", by=["method", "curvature"])["n"].tolist() == [2, 2]
+        evidence.cells(frame, "a_accuracy")
+    assert evidence.cells(frame, "a_accuracy", by=["method", "curvature"])["n"].tolist() == [2, 2]
     with pytest.raises(ValueError, match="no record here has 'b_accuracy'; there are a_accuracy"):
-        figures.cells(frame, "b_accuracy")
+        evidence.cells(frame, "b_accuracy")
 
 
 def test_figure_3(store, tmp_path):
@@ -327,7 +327,7 @@ def test_a_sweep_whose_first_records_are_baselines_can_be_drawn(tmp_path, monkey
     axes = {"seed": [0], "activation": ["relu"]}
     frame = records.table(fill(Grid(name="early", scale="s", blocks=[{"axes": axes}]), peak=6.5, hessian_least=1.0))
     points, baselines = (
-        figures.cells(frame[frame["activation"] == name], "screening_accuracy") for name in ("rctaf", "relu")
+        evidence.cells(frame[frame["activation"] == name], "screening_accuracy") for name in ("rctaf", "relu")
     )
     for x in ("curvature", "alpha"):
         drawn = figures.curves(points.assign(alpha=[]), "accuracy", "title", x=x)
@@ -366,7 +366,7 @@ def test_seeds_are_counted_for_each_point(tmp_path, monkeypatch):
     ]}  # fmt: skip
     (tmp_path / "uneven.yaml").write_text(yaml.safe_dump(doc))
     fill(Grid(**doc), peak=6.5, hessian_least=1.0)
-    assert "4 of 4 runs, 1 to 3 seeds per point" in figures.Evidence.of(tmp_path / "uneven.yaml").describe()
+    assert "4 of 4 runs, 1 to 3 seeds per point" in evidence.Evidence.of(tmp_path / "uneven.yaml").describe()
 
 
 def test_table_1(store, tmp_path):
@@ -463,7 +463,7 @@ def test_geometric_means_are_those_of_the_logarithms():
     frame = pd.DataFrame(
         {"activation": "rctaf", "beta": 1, "curvature": 2.0, "seed": [0, 1, 2], "id": "a", "norm": norms}
     )
-    (cell,) = figures.cells(frame, "norm", log=True).itertuples()
+    (cell,) = evidence.cells(frame, "norm", log=True).itertuples()
     interval = scipy.stats.ttest_1samp(np.log(norms), 0).confidence_interval()
     assert cell.mean == pytest.approx(scipy.stats.gmean(norms))
     assert (cell.low, cell.high) == pytest.approx((np.exp(interval.low), np.exp(interval.high)))
@@ -476,7 +476,7 @@ def test_geometric_means_are_those_of_the_logarithms():
 )  # fmt: skip
 def test_a_grid_is_measured_by_what_all_its_runs_have(attacks, column):
     grid = Grid(name="g", scale="s", blocks=[{"axes": {"autoattack": attacks}}])
-    assert figures.Evidence(grid, len(attacks), []).robustness == column
+    assert evidence.Evidence(grid, len(attacks), []).robustness == column
 
 
 def test_table_1_counts_the_runs_of_its_curvature_that_were_measured(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from rctaf import power
-from rctaf.figures import Evidence
+from rctaf.evidence import Evidence
 from rctaf.statistics import noise_parts
 from rctaf.verdicts import BAND
 
