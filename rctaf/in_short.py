@@ -19,8 +19,7 @@ from rctaf.controls import other_functions as rules_of_others
 from rctaf.family import BASELINE_CURVATURES
 from rctaf.names import ACTIVATIONS, DATASETS
 from rctaf.records import Record
-from rctaf.statistics import Estimate, lower_beyond, orders_coincide, paired_difference
-from rctaf.statistics import rank_correlation as spearman
+from rctaf.statistics import Estimate, lower_beyond, orders_coincide, paired_difference, spearman
 from rctaf.verdicts import (
     BAND,
     BOOTSTRAP_SEEDS,

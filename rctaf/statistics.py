@@ -461,7 +461,7 @@ def variance_between_orders(frame: pd.DataFrame, value: str, label: str, low: fl
 # --- does one quantity go with another? ------------------------------------------------------------------------------
 
 
-def rank_correlation(frame: pd.DataFrame, x: str, y: str, *, seed: int = 0) -> pd.DataFrame:
+def spearman(frame: pd.DataFrame, x: str, y: str, *, seed: int = 0) -> pd.DataFrame:
     """Spearman's correlation of two measured quantities over the cells of the grid, within orders and across.
 
     The ranks are those of the cells' seed means; the interval resamples seeds (one resample for both quantities and all

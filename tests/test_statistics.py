@@ -23,8 +23,8 @@ from rctaf.statistics import (
     optimum,
     orders_coincide,
     paired_difference,
-    rank_correlation,
     seed_deviation,
+    spearman,
     trend,
     variance_between_orders,
     variance_over_cells,
@@ -421,7 +421,7 @@ def two_quantities(rng, *, slope=-1.0, noise=0.0, level=0.0, seeds=8):
 
 def test_spearman_is_scipys_on_the_seed_means():
     frame = two_quantities(np.random.default_rng(0), noise=3.0)
-    result = rank_correlation(frame, "hessian", "value").set_index("order")
+    result = spearman(frame, "hessian", "value").set_index("order")
     means = frame.groupby(["beta", "curvature"])[["hessian", "value"]].mean()
     assert result.loc["across", "correlation"] == pytest.approx(
         stats.spearmanr(means["hessian"], means["value"]).statistic, rel=1e-12
@@ -436,7 +436,7 @@ def test_spearman_is_scipys_on_the_seed_means():
 
 def test_within_orders_is_not_fooled_by_a_difference_between_orders():
     frame = two_quantities(np.random.default_rng(1), slope=-1.0, level=100.0, noise=0.1)
-    result = rank_correlation(frame, "hessian", "value").set_index("order")
+    result = spearman(frame, "hessian", "value").set_index("order")
     assert result.loc["within", "correlation"] == pytest.approx(-1, abs=0.05)
     assert result.loc["across", "correlation"] > 0  # Simpson's paradox
 
@@ -453,7 +453,7 @@ def test_the_interval_of_a_correlation_covers_the_one_of_the_true_means():
         position = frame["curvature"].rank(method="dense").astype(int) - 1
         frame["hessian"] = a[position] + rng.normal(size=len(frame))
         frame["value"] = b[position] + rng.normal(size=len(frame))
-        row = rank_correlation(frame, "hessian", "value", seed=i).set_index("order").loc["0"]
+        row = spearman(frame, "hessian", "value", seed=i).set_index("order").loc["0"]
         covered.append(row["low"] - 1e-9 <= truth <= row["high"] + 1e-9)
     assert np.mean(covered) >= 0.83  # 95 % less 4 binomial standard errors of 60 (0.028)
 
@@ -467,7 +467,7 @@ def test_how_many_seeds_the_interval_of_a_correlation_takes(monkeypatch, seeds, 
     for _ in range(80):
         frame = experiment(lambda b, c: 0.0, rng, orders=(0, 1), seeds=seeds)
         frame["hessian"] = np.log(frame["curvature"] / 3) ** 2 + 0.3 * rng.normal(size=len(frame))
-        within = rank_correlation(frame, "hessian", "value").set_index("order").loc["within"]
+        within = spearman(frame, "hessian", "value").set_index("order").loc["within"]
         wrong.append(not within["low"] <= 0 <= within["high"])
     assert (np.mean(wrong) < 0.05 + 2 * math.sqrt(0.05 * 0.95 / 80)) == enough, np.mean(wrong)
 
@@ -475,7 +475,7 @@ def test_how_many_seeds_the_interval_of_a_correlation_takes(monkeypatch, seeds, 
 def test_a_constant_quantity_has_no_correlation():
     frame = two_quantities(np.random.default_rng(3))
     frame["value"] = 1.0
-    assert (rank_correlation(frame, "hessian", "value")["correlation"] == 0).all()
+    assert (spearman(frame, "hessian", "value")["correlation"] == 0).all()
 
 
 # --- one run per cell ---
@@ -656,5 +656,5 @@ def test_incomplete_or_ambiguous_grids_are_refused():
     with pytest.raises(ValueError, match="margin"):
         paired_difference([1.0, 2.0], [1.0, 2.0], margin=0)
     with pytest.raises(ValueError, match="at least 3 seeds"):
-        rank_correlation(frame[frame["seed"] < 2], "value", "value")
+        spearman(frame[frame["seed"] < 2], "value", "value")
     assert isinstance(mean_interval([1.0]), Estimate)
