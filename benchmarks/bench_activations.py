@@ -54,6 +54,7 @@ from torch import Tensor, nn
 from torch.autograd.profiler import profile
 
 from rctaf import RCTAF, _kernels, alpha_for_curvature, make_activation
+from rctaf.arithmetic import no_tf32
 from rctaf.models import make_model
 from rctaf.paper import TABLE_2
 from rctaf.records import ROOT, provenance, results_dir, source, write_text
@@ -192,8 +193,9 @@ def seconds(step: Step, device: torch.device) -> float:
         begin = time.perf_counter()
         step()
         return time.perf_counter() - begin
-    calls = 10  # enough work in the queue that the GPU does not wait for Python at its start
+    calls = 10
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(20_000_000)  # some 10 ms, in which Python queues the calls: what is timed is the GPU, not Python
     begin.record()
     for _ in range(calls):
         step()
@@ -235,12 +237,15 @@ def spread(values: list[float]) -> dict[str, Any]:
     return {"median": middle, "quartiles": [low, high]}
 
 
+@no_tf32()  # the record says float32
 def measure(
     what: str, device: torch.device, shape: tuple[int, ...], rounds: int, chosen: dict[Key, Callable[[], nn.Module]]
 ) -> list[dict[str, Any]]:
     """One row per variant; ``chosen`` must hold eager ReLU, which all are divided by."""
     if any(mode == "compiled" for _, mode in chosen):
         torch._dynamo.config.recompile_limit = 100  # all variants share the code that the limit counts
+    if device.type == "cuda":  # the first product allocates what cuBLAS works in, for each of two threads, and keeps it
+        nn.Linear(64, 64, device=device)(torch.rand(64, 64, device=device)).sum().backward()
     steps: dict[Key, Step] = {}
     peaks: dict[Key, int] = {}
     for (name, mode), make in chosen.items():

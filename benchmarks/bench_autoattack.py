@@ -24,6 +24,7 @@ import torch
 from bench_activations import beside_committed, origin, save, spread
 from torch import Tensor, nn
 
+from rctaf.arithmetic import repeatable
 from rctaf.config import RunConfig, parse_epsilon
 from rctaf.data import load, to_float
 from rctaf.evaluation import autoattack
@@ -34,6 +35,7 @@ from rctaf.training import train
 CONFIG = RunConfig(dataset="digits", method="trades", epochs=6, epsilon="0.15", alpha=14.0, beta=1, seed=0)
 
 
+@repeatable()  # the same arithmetic as ours
 def reference(model: nn.Module, x: Tensor, y: Tensor, attacks: tuple[str, ...]) -> np.ndarray:
     """Which images the package's own evaluation leaves robust [N]."""
     options: dict[str, Any] = {"eps": parse_epsilon(CONFIG.epsilon), "seed": 0, "version": "standard"}

@@ -138,9 +138,11 @@ def derivative_of_sum(
         x, scale, shift, *other = [
             part for term, t in zip(terms, tensors, strict=False) for part in (t, term.scale, term.shift)
         ]
+        # numbers of other kinds would compile the kernel again
+        channels = _native.channels(out) if any(term.scale is not None for term in terms) else (1, 1)
         with torch.cuda.device_of(x):
             _derivative[(triton.cdiv(out.numel(), _BLOCK),)](
-                x, scale, shift, *(other or (None, None, None)), *_native.channels(out),
+                x, scale, shift, *(other or (None, None, None)), *channels,
                 None if grad is None else tensors[-1], out, out.numel(), alpha, alpha ** (n - 1), polynomials(beta, n),
                 beta, n, _BLOCK,
             )  # fmt: skip

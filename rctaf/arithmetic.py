@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 from collections.abc import Callable, Iterator
@@ -10,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+
+# for deterministic(): cuBLAS looks at it once, at the first product of matrices in a process
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager
@@ -25,7 +29,7 @@ def repeatable() -> Iterator[None]:
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
     flushed = bool(torch.tensor(1e-39) * 1 == 0)  # torch has no other way to ask
-    with _no_tf32():
+    with no_tf32():
         cudnn.deterministic, cudnn.benchmark = True, False
         torch.set_flush_denormal(True)
         try:
@@ -36,7 +40,7 @@ def repeatable() -> Iterator[None]:
 
 
 @contextmanager
-def _no_tf32() -> Iterator[None]:
+def no_tf32() -> Iterator[None]:
     """No TensorFloat-32 inside. PyTorch has two ways to say so, and refuses the older one to who has used the newer."""
     backends: Any = torch.backends
     cudnn, matmul = backends.cudnn, backends.cuda.matmul
@@ -53,6 +57,24 @@ def _no_tf32() -> Iterator[None]:
     finally:
         for part, name, value in before:
             setattr(part, name, value)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Deterministic algorithms inside, as training asks for them; the former setting after.
+
+    Not for AutoAttack: its FAB takes cumulative sums of floats, which have no such algorithm on a GPU.
+    """
+    debugging: Any = torch.utils.deterministic
+    before, fill = torch.are_deterministic_algorithms_enabled(), debugging.fill_uninitialized_memory
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    debugging.fill_uninitialized_memory = False  # a debugging aid that writes every tensor twice
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        debugging.fill_uninitialized_memory = fill
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from rctaf.config import Grid, RunConfig, explain
 
 RECORD_SCHEMA = 1
 ROOT = Path(__file__).resolve().parent.parent
-_PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "autoattack", "pyautoattack", "papermill")
+_PACKAGES = ("torch", "torchvision", "triton", "numpy", "scikit-learn", "autoattack", "pyautoattack", "papermill")
 
 
 def results_dir() -> Path:
@@ -289,6 +289,8 @@ def provenance(started: float, source: dict[str, Any], resumed_from: Sequence[di
         "activation_kernel": _kernels.fused_by("cuda" if cuda else "cpu"),
         "python": platform.python_version(),
         "packages": versions,
+        # what else decides the last bits on a GPU
+        **({"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()} if cuda else {}),
     }
 
 

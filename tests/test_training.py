@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rctaf import arithmetic
 from rctaf.activations import fix_alphas
 from rctaf.config import RunConfig
 from rctaf.data import load
@@ -450,7 +451,7 @@ def test_deterministic_algorithms_are_required_inside_and_only_there(setting):
     enabled, warn_only = setting
     torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
     try:
-        with loop.deterministic():
+        with arithmetic.deterministic():
             assert now() == (True, False)
         assert now() == setting
         assert torch.utils.deterministic.fill_uninitialized_memory

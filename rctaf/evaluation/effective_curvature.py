@@ -137,7 +137,7 @@ def _layer(name: str, module: nn.Module, entry: _Sums) -> LayerCurvature:
 
 def _measured_curvature(module: nn.Module) -> float | None:
     """max|σ″| of an activation between -20 and 20, in float64; None where σ′ jumps."""
-    activation = copy.deepcopy(module).double().eval()
+    activation = copy.deepcopy(module).cpu().double().eval()
 
     def derivatives(points: Tensor) -> tuple[Tensor, Tensor]:
         z = points.clone().requires_grad_()

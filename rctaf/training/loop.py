@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rctaf.activations import LearnedRCTAF
-from rctaf.arithmetic import repeatable
+from rctaf.arithmetic import deterministic, repeatable
 from rctaf.augmentation import augment, auto_augment
 from rctaf.config import RunConfig, explain
 from rctaf.data import Dataset, to_float
@@ -295,19 +294,3 @@ def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generato
     return {
         name: torch.Generator(place).manual_seed(int(s)) for (name, place), s in zip(places.items(), seeds, strict=True)
     }
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """Deterministic algorithms inside, the former setting after."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-    debugging: Any = torch.utils.deterministic
-    before, fill = torch.are_deterministic_algorithms_enabled(), debugging.fill_uninitialized_memory
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    debugging.fill_uninitialized_memory = False  # a debugging aid that writes every tensor twice
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
-        debugging.fill_uninitialized_memory = fill
