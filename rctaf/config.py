@@ -221,7 +221,7 @@ class RunConfig(BaseModel):
 
     @field_validator("epsilon", "attack_step_size", "epsilon_eval", "epsilon_larger", mode="before")
     @classmethod
-    def _budget(cls, value: Any) -> Any:
+    def _canonical_budget(cls, value: Any) -> Any:
         # papermill's -p gives a number where one is written
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return canonical_epsilon(str(value)) if number or isinstance(value, str) else value
@@ -330,6 +330,11 @@ class Block(BaseModel):
     axes: dict[str, list[Any]] = {}
 
     def settings(self) -> list[dict[str, Any]]:
+        """The settings of each experiment of the product, alpha and sharpness worked out.
+
+        Raises:
+            ValueError: a list where one value is expected, or two settings or labels that stand for the same.
+        """
         rows = []
         for values in itertools.product(*self.axes.values()):
             row = {**self.base, **dict(zip(self.axes, values, strict=True))}

@@ -1,4 +1,4 @@
-"""The data sets as tensors that live on the device, and their augmentation.
+"""The data sets as tensors that live on the device.
 
 Digits come with scikit-learn. Fashion-MNIST is read from its four idx files and CIFAR-10/100
 through torchvision; both are downloaded, md5-checked by torchvision, where they are missing.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import fcntl
 import gzip
+import importlib
 import os
 import sys
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +25,7 @@ import torch
 from torch import Tensor
 
 from rctaf._startup import command
-from rctaf.augmentation import augment
 from rctaf.names import DATASETS
-
-__all__ = ["Dataset", "augment", "load", "to_float", "torchvision"]
 
 _SYSTEM_FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
 _IDX = {
@@ -133,7 +132,7 @@ def _fashion_mnist(root: str | Path | None) -> tuple[np.ndarray, ...]:
 
     found = folder()
     if found is None:
-        datasets = torchvision("datasets")
+        datasets = import_torchvision("datasets")
         remedy = "Put the four there, or set RCTAF_DATA to the folder that has them"
         with _downloading("Fashion-MNIST", places, "the four idx .gz files", home, remedy):
             datasets.FashionMNIST(str(home), download=True)
@@ -169,7 +168,7 @@ def _remedy(path: Path) -> str:
 
 def _cifar(name: str, root: str | Path | None) -> tuple[np.ndarray, ...]:
     home = _home(root)
-    kind = getattr(torchvision("datasets"), name.upper())
+    kind = getattr(import_torchvision("datasets"), name.upper())
     folder = home / kind.base_folder
     try:  # the folder may be one that nobody can write to
         halves = [kind(str(home), train=train) for train in (True, False)]
@@ -184,7 +183,7 @@ def _cifar(name: str, root: str | Path | None) -> tuple[np.ndarray, ...]:
 
 
 @contextmanager
-def _downloading(what: str, places: list[Path], needed: str, home: Path, remedy: str) -> Any:
+def _downloading(what: str, places: list[Path], needed: str, home: Path, remedy: str) -> Iterator[None]:
     """One process downloads at a time; whatever goes wrong becomes one line that says what to do."""
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -215,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
 _guard: Any = None  # keeps the operator definitions below alive
 
 
-def torchvision(module: str) -> ModuleType:
+def import_torchvision(module: str) -> ModuleType:
     """Import ``torchvision.<module>``; the only place of this project that imports torchvision.
 
     The torchvision wheel of the package index is built for CUDA: beside a CPU build of torch its
@@ -226,7 +225,6 @@ def torchvision(module: str) -> ModuleType:
         RuntimeError: torchvision is not installed.
     """
     global _guard
-    import importlib
 
     name = f"torchvision.{module}"
     try:

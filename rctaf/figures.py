@@ -180,10 +180,10 @@ def _aside(values: pd.Series, place: int, count: int) -> float:
     return (values.max() / values.min()) ** (APART * (place - (count - 1) / 2))
 
 
-def _ticks(values: pd.Series, most: int = 12) -> dict[str, list[float]]:
+def _ticks(values: pd.Series) -> dict[str, list[float]]:
     """The ticks of a logarithmic axis: where something was tested; if that is much, the ends and 1, 2, 5, 10, ..."""
     tested = sorted({float(f"{value:.3g}") for value in values.dropna()})
-    if len(tested) > most:
+    if len(tested) > 12:
         decades = range(math.floor(math.log10(tested[0])), math.ceil(math.log10(tested[-1])) + 1)
         steps = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
         first, last = tested[0], tested[-1]
@@ -255,9 +255,10 @@ def _hover(name: str, cell: pd.Series, percent: bool, ids: bool = True) -> str:
     return typeset(f"{name}<br>mean {mean}{' %' if percent else ''}{interval}<br>{seeds}{runs}")
 
 
-def _wrap(ids: str, per_line: int = 4) -> str:
+def _wrap(ids: str) -> str:
+    """Four ids a line."""
     words = ids.split()
-    return "<br>".join(" ".join(words[i : i + per_line]) for i in range(0, len(words), per_line))
+    return "<br>".join(" ".join(words[i : i + 4]) for i in range(0, len(words), 4))
 
 
 def arms(
@@ -268,25 +269,23 @@ def arms(
     x: str,
     x_title: str,
     y_title: str,
-    arm: str = "arm",
     percent: bool = True,
 ) -> go.Figure:
     """One line per arm of a control: means over seeds with 95 % intervals, and every single run as a dot.
 
     Args:
-        frame: a row per run with ``id``, ``seed`` and the columns named here.
+        frame: a row per run with ``id``, ``seed``, ``arm`` (which tells the lines apart) and the columns named here.
         value: the column to draw.
         x: the column along the logarithmic axis.
-        arm: the column that tells the lines apart.
         percent: multiply the values by 100.
     """
     scale = 100 if percent else 1
     fig = go.Figure()
-    means = cells(frame, value, by=(arm, x))
-    groups = list(means.groupby(arm, sort=False))
+    means = cells(frame, value, by=("arm", x))
+    groups = list(means.groupby("arm", sort=False))
     for place, (name, line) in enumerate(groups):
         style, aside = series_style(place), _aside(means[x], place, len(groups))
-        runs = frame[(frame[arm] == name) & frame[value].notna()]
+        runs = frame[(frame["arm"] == name) & frame[value].notna()]
         fig.add_scatter(
             x=runs[x] * aside,
             y=runs[value] * scale,

@@ -93,7 +93,7 @@ def estimated(frame: pd.DataFrame, value: str) -> tuple[pd.DataFrame, tuple[floa
     return rows.pivot_table(values=value, index="curvature", columns="beta"), noise_parts(rows, value)
 
 
-def simulate(frame: pd.DataFrame, value: str, experiments: int = EXPERIMENTS) -> Document:
+def simulate(frame: pd.DataFrame, value: str) -> Document:
     """What ``results/power.json`` holds: the curves and the noise, and the outcomes of every case."""
     means, noise = estimated(frame, value)
     curves = true_curves(means)
@@ -101,12 +101,12 @@ def simulate(frame: pd.DataFrame, value: str, experiments: int = EXPERIMENTS) ->
         "grid": GRID,
         "value": value,
         "runs": int(means.size * complete_seeds(frame, value)["seed"].nunique()),
-        "experiments": experiments,
+        "experiments": EXPERIMENTS,
         "seed_deviation": noise[0],
         "run_deviation": noise[1],
         "means": {str(order): column.tolist() for order, column in means.items()},
         "cases": [
-            {"curves": name, "seeds": seeds, "outcomes": outcomes(curves[name], noise, seeds, experiments)}
+            {"curves": name, "seeds": seeds, "outcomes": outcomes(curves[name], noise, seeds, EXPERIMENTS)}
             for name, seeds in CASES
         ],
     }

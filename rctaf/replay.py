@@ -10,7 +10,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import scipy  # its parts load when first used
@@ -20,6 +20,22 @@ from rctaf.config import RunConfig
 from rctaf.records import Record, results_dir
 from rctaf.runs import RunError, execute
 
+SHOWN = 20  # lines of a replay's report
+LEVEL = 0.01  # how often at most a faultless replay on another machine is called different
+MIN_SIBLINGS = 3  # beside the one compared, to estimate a deviation from
+ROUNDING = 1e-5  # relative; float32 sums over the same weights in another order differ by a few 1e-7, amplified
+VERDICTS = ("identical", "within tolerance", "different", "not judged")
+
+
+class Compared(NamedTuple):
+    """A measured value in a record and in its replay; ``verdict`` is one of :data:`VERDICTS`."""
+
+    name: str
+    before: Any
+    after: Any
+    tolerance: float | None
+    verdict: str
+
 
 def replay(run_id: str) -> int:
     """Execute a record's experiment again in an empty store and compare; 0 unless it fails or something is different.
@@ -27,7 +43,7 @@ def replay(run_id: str) -> int:
     Same code, versions, device and thread count repeat a run bit by bit. Elsewhere sums round
     differently, training amplifies that within its first epoch, and the new run is as far from the old one as
     another seed would be: so a metric is *within tolerance* when it differs by at most :func:`tolerance`, or by
-    rounding. A correct replay is then called different in at most one of 1 / :data:`LEVEL` cases; how small
+    rounding. A correct replay is then called different in at most a share :data:`LEVEL` of cases; how small
     a fault it can find depends on how many seeds are known.
     """
     old = records.load(run_id)
@@ -54,14 +70,14 @@ def replay(run_id: str) -> int:
     if before and now and before != now:  # older records do not say
         print(f"  on {before} in the record, on {now} here")
     verdicts = compare(old, new, siblings)
-    changed = [row for row in verdicts if row[-1] != "identical"]
-    changed.sort(key=lambda row: row[-1] != "different")
+    changed = [row for row in verdicts if row.verdict != "identical"]
+    changed.sort(key=lambda row: row.verdict != "different")
     for name, before, after, allowed, verdict in changed[:SHOWN]:
         margin = "" if allowed is None else f"  (tolerance {allowed:.3g})"
         print(f"  {verdict:16} {name}: {before} -> {after}{margin}")
     if len(changed) > SHOWN:
         print(f"  and {len(changed) - SHOWN} more that are not identical")
-    number = {kind: sum(row[-1] == kind for row in verdicts) for kind in VERDICTS}
+    number = {kind: sum(row.verdict == kind for row in verdicts) for kind in VERDICTS}
     if number["identical"] == len(verdicts):
         print(f"bit-identical: all {len(verdicts)} values")
     else:
@@ -71,15 +87,8 @@ def replay(run_id: str) -> int:
     return 1 if number["different"] else 0
 
 
-SHOWN = 20  # lines of a replay's report
-LEVEL = 0.01  # how often at most a faultless replay on another machine is called different
-MIN_SEEDS = 3  # beside the one compared, to estimate a deviation from
-ROUNDING = 1e-5  # relative; float32 sums over the same weights in another order differ by a few 1e-7, amplified
-VERDICTS = ("identical", "within tolerance", "different", "not judged")
-
-
-def compare(old: Record, new: Record, siblings: list[Record]) -> list[tuple[str, Any, Any, float | None, str]]:
-    """Every measured value of two records of one experiment: (name, old, new, tolerance, verdict).
+def compare(old: Record, new: Record, siblings: list[Record]) -> list[Compared]:
+    """Every measured value of two records of one experiment.
 
     Durations are left out. What differs by more than :data:`ROUNDING` and has no known scatter (a number
     measured for one seed only), text (the version of an attack), and what
@@ -88,7 +97,7 @@ def compare(old: Record, new: Record, siblings: list[Record]) -> list[tuple[str,
     before, after = (dict(_leaves({"metrics": r.metrics, "history": r.history})) for r in (old, new))
     others = [dict(_leaves({"metrics": r.metrics, "history": r.history})) for r in siblings]
     compared = sum(isinstance(before[name], int | float) for name in before.keys() & after.keys())
-    rows: list[tuple[str, Any, Any, float | None, str]] = []
+    rows: list[Compared] = []
     for name in before | after:
         a, b = before.get(name), after.get(name)
         allowed, verdict = None, "different"
@@ -103,11 +112,11 @@ def compare(old: Record, new: Record, siblings: list[Record]) -> list[tuple[str,
                 verdict = "not judged"
         elif type(a) is type(b) or name not in before:
             verdict = "not judged"
-        rows.append((name, a, b, allowed, verdict))
+        rows.append(Compared(name, a, b, allowed, verdict))
     return rows
 
 
-def _weakness(rows: list[tuple[str, Any, Any, float | None, str]], siblings: list[Record]) -> str:
+def _weakness(rows: list[Compared], siblings: list[Record]) -> str:
     """How far an accuracy could have moved and passed: its widest tolerance, and what that rests on."""
     widest = max(
         ((allowed, name) for name, *_, allowed, _ in rows if allowed and re.fullmatch(r"metrics\..*_accuracy", name)),
@@ -117,7 +126,9 @@ def _weakness(rows: list[tuple[str, Any, Any, float | None, str]], siblings: lis
         return ""
     allowed, name = widest
     seeds = sum(name in dict(_leaves({"metrics": record.metrics})) for record in siblings)
-    origin = f"from {seeds} other seeds" if seeds >= MIN_SEEDS else f"of counting images; {seeds} other seeds, too few"
+    origin = (
+        f"from {seeds} other seeds" if seeds >= MIN_SIBLINGS else f"of counting images; {seeds} other seeds, too few"
+    )
     return f" (the widest tolerance of an accuracy: {100 * allowed:.1f} points, {origin})"
 
 
@@ -127,12 +138,12 @@ def tolerance(value: float, others: list[float], counting: float, compared: int 
     Two independent draws of spread s differ by a deviation of sqrt(2) s. With s known, their difference over
     that is normal; with s estimated from k values it is t distributed on k - 1 degrees of freedom. The tolerance is the
     quantile that one of ``compared`` values exceeds in a share :data:`LEVEL` of replays (Bonferroni).
-    s is the deviation between seeds, where ``others`` are at least :data:`MIN_SEEDS`, and never less than the
+    s is the deviation between seeds, where ``others`` are at least :data:`MIN_SIBLINGS`, and never less than the
     ``counting`` error (0 where the value is no count).
     """
     tail = LEVEL / (2 * compared)
     reach = counting * float(scipy.stats.norm.isf(tail))
-    if len(others) >= MIN_SEEDS:
+    if len(others) >= MIN_SIBLINGS:
         reach = max(reach, statistics.stdev([value, *others]) * float(scipy.stats.t.isf(tail, len(others))))
     return math.sqrt(2) * reach or None
 

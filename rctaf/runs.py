@@ -155,8 +155,8 @@ def execute(config: RunConfig) -> str:
             for partial in filter(Path.is_file, folder.glob(".*")):  # what a killed attempt was writing
                 partial.unlink(missing_ok=True)
             with lent_gpu():
-                failure = folder / "failed.json"
-                failure.unlink(missing_ok=True)
+                failed = failure_path(run_id)
+                failed.unlink(missing_ok=True)
                 settle_threads()
                 try:
                     execute_notebook(notebook(), folder / "notebook.ipynb", config.model_dump(mode="json"), cwd=ROOT)
@@ -164,7 +164,7 @@ def execute(config: RunConfig) -> str:
                         raise RunError(f"{notebook()} ended without writing {folder / 'run.json'}")
                 except Exception as error:
                     message = " ".join(str(error).split()) or type(error).__name__
-                    records.write_text(failure, json.dumps({"error": message}) + "\n")
+                    records.write_text(failed, json.dumps({"error": message}) + "\n")
                     raise RunError(message) from (None if isinstance(error, NotebookError | RunError) else error)
     except Busy:
         raise RunError(f"{run_id}: another process has this run") from None
@@ -195,10 +195,15 @@ def state(run_id: str) -> tuple[str, str]:
     return ("interrupted" if folder.exists() else "pending"), ""
 
 
+def failure_path(run_id: str) -> Path:
+    """Where a failed attempt leaves its message."""
+    return local_dir(run_id) / "failed.json"
+
+
 def failure(run_id: str) -> str:
     """The message that a failed attempt left; empty where there is none."""
     try:
-        return str(json.loads((local_dir(run_id) / "failed.json").read_text())["error"])
+        return str(json.loads(failure_path(run_id).read_text())["error"])
     except FileNotFoundError:
         return ""
 
@@ -262,7 +267,7 @@ def run(path: Path, jobs: int | None = None) -> int:
             "snakemake is not installed: pip install -e '.[batch]' in the clone, or run the cells one by one with exec"
         )
     for run_id in todo:
-        (local_dir(run_id) / "failed.json").unlink(missing_ok=True)
+        failure_path(run_id).unlink(missing_ok=True)
     log = batch_dir() / "snakemake.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "snakemake", "--profile", str(ROOT / "profiles" / "laptop")]

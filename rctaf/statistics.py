@@ -519,9 +519,7 @@ def _spearman(a: Array, b: Array) -> Array:
 # --- what can one run per cell show? ---------------------------------------------------------------------------------
 
 
-def seed_deviation(
-    frame: pd.DataFrame, value: str, by: Sequence[str] = ("activation", "beta", "curvature")
-) -> tuple[Estimate, float]:
+def seed_deviation(frame: pd.DataFrame, value: str) -> tuple[Estimate, float]:
     """The standard deviation between seeds of a cell, pooled over cells, with its 95 % interval; and its df.
 
     The runs of one seed share their initial weights, so the cells of a seed go up and down together and count for less
@@ -535,26 +533,24 @@ def seed_deviation(
     Raises:
         ValueError: no two seeds are left.
     """
-    c, s, m, e = _mean_squares(frame, value, by)
+    c, s, m, e = _mean_squares(frame, value)
     square = (m + (c - 1) * e) / c
     df = square**2 * c**2 * (s - 1) / (m**2 + (c - 1) * e**2)
     low, high = (math.sqrt(df * square / float(scipy.stats.chi2.ppf(q, df))) for q in (0.975, 0.025))
     return Estimate(math.sqrt(square), low, high, c * s), df
 
 
-def noise_parts(
-    frame: pd.DataFrame, value: str, by: Sequence[str] = ("activation", "beta", "curvature")
-) -> tuple[float, float]:
+def noise_parts(frame: pd.DataFrame, value: str) -> tuple[float, float]:
     """The two parts of :func:`seed_deviation`: what the cells of a seed share, √((M - E) / C) or 0 where M is below E,
     and what is a run's own, √E."""
-    c, _, m, e = _mean_squares(frame, value, by)
+    c, _, m, e = _mean_squares(frame, value)
     return math.sqrt(max(0.0, (m - e) / c)), math.sqrt(e)
 
 
-def _mean_squares(frame: pd.DataFrame, value: str, by: Sequence[str]) -> tuple[int, int, float, float]:
+def _mean_squares(frame: pd.DataFrame, value: str) -> tuple[int, int, float, float]:
     """C, S, M and E of :func:`seed_deviation`; E is 0 with one cell."""
     rows = frame.dropna(subset=[value])
-    cells = rows.groupby(list(by), dropna=False)
+    cells = rows.groupby(["activation", "beta", "curvature"], dropna=False)
     rows = rows.assign(cell=cells.ngroup(), seeds=cells["seed"].transform("nunique"))
     table = rows[rows["seeds"] == rows["seeds"].max()].pivot_table(values=value, index="cell", columns="seed")
     x = table.dropna(axis=1).to_numpy(float)
@@ -582,26 +578,21 @@ def critical_difference(sd: float, *, df: float = math.inf) -> float:
     return minimum_detectable_difference(sd, df=df, power=0.5)
 
 
-def minimum_detectable_difference(
-    sd: float, runs: int = 1, *, df: float = math.inf, level: float = 0.05, power: float = 0.8
-) -> float:
-    """The smallest true difference between two cells that a comparison of ``runs`` runs each would mostly find.
+def minimum_detectable_difference(sd: float, *, df: float = math.inf, power: float = 0.8) -> float:
+    """The smallest true difference between two cells that a comparison of single runs would mostly find.
 
-    (t_{1-level/2} + t_{power}) sd √(2 / runs), with t on the ``df`` degrees of freedom of ``sd``, the standard
-    deviation over seeds, which must come from elsewhere when there is one run per cell (infinite: sd is known).
+    (t_{0.975} + t_{power}) sd √2, with t on the ``df`` degrees of freedom of ``sd``, the standard deviation over
+    seeds, which must come from elsewhere as there is one run per cell (infinite: sd is known).
 
     Raises:
-        ValueError: sd, runs or df not positive, level or power outside (0, 1).
+        ValueError: sd or df not positive, power outside (0, 1).
 
     >>> round(minimum_detectable_difference(1.0), 2)   # 2.80 √2 standard deviations
     3.96
     """
-    if not (sd > 0 and runs >= 1 and df > 0 and 0 < level < 1 and 0 < power < 1):
-        raise ValueError(
-            f"expected sd > 0, runs >= 1, df > 0, 0 < level, power < 1; got sd={sd}, runs={runs}, df={df}, "
-            f"level={level}, power={power}"
-        )
-    return float(scipy.stats.t.ppf(1 - level / 2, df) + scipy.stats.t.ppf(power, df)) * sd * math.sqrt(2 / runs)
+    if not (sd > 0 and df > 0 and 0 < power < 1):
+        raise ValueError(f"expected sd > 0, df > 0, 0 < power < 1; got sd={sd}, df={df}, power={power}")
+    return float(scipy.stats.t.ppf(0.975, df) + scipy.stats.t.ppf(power, df)) * sd * math.sqrt(2)
 
 
 # --- common ----------------------------------------------------------------------------------------------------------

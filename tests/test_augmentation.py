@@ -76,7 +76,7 @@ def test_operations_are_pillows(operation, channels, images):
 
 
 def test_the_policy_is_the_published_one():
-    transforms = data.torchvision("transforms")
+    transforms = data.import_torchvision("transforms")
     published = transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10).policies
 
     def plain(sub):

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from rctaf import data
-from rctaf.data import augment, load, to_float
+from rctaf.augmentation import augment
+from rctaf.data import load, to_float
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -36,7 +37,7 @@ def fashion(tmp_path):
 @pytest.fixture
 def offline(monkeypatch):
     """Downloads go to a closed port of this machine and fail at once."""
-    datasets = data.torchvision("datasets")
+    datasets = data.import_torchvision("datasets")
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
     for kind in (datasets.CIFAR10, datasets.CIFAR100):
         monkeypatch.setattr(kind, "url", "http://127.0.0.1:9/")

@@ -17,7 +17,7 @@ from torch import nn
 from rctaf import RCTAF, rctaf
 from rctaf import replace_activations as replace
 from rctaf.activations import ACTIVATION_MODULES
-from rctaf.data import torchvision
+from rctaf.data import import_torchvision
 from rctaf.models import NETWORKS, make_model
 from rctaf.replacement import _copies
 
@@ -34,7 +34,7 @@ def kinds(model):
 
 def test_resnet18_loses_every_relu():
     # torchvision's: 1 relu in the stem and 1 in each of 8 blocks, there used twice
-    model = torchvision("models").resnet18(num_classes=3).eval()
+    model = import_torchvision("models").resnet18(num_classes=3).eval()
     assert replace(model, new) == 9
     assert kinds(model)["ReLU"] == 0
     assert kinds(model)["RCTAF"] == 9

@@ -19,9 +19,10 @@ import json
 import sys
 import time
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,10 +30,7 @@ from torch import Tensor, nn
 
 from rctaf.arithmetic import repeatable
 from rctaf.models.frozen import Frozen, Unsupported
-from rctaf.records import write_text
-
-if TYPE_CHECKING:
-    from rctaf.records import Record
+from rctaf.records import Record, write_text
 
 Version = Literal["standard", "screening"]
 ATTACKS: dict[str, tuple[str, ...]] = {
@@ -71,7 +69,7 @@ def _adversary(model: nn.Module, epsilon: float, seed: int, device: torch.device
                 raise
             continue
         try:
-            number = version(name)
+            number = version_of(name)
         except PackageNotFoundError:
             number = getattr(package, "__version__", "unknown")
         if name == "autoattack":
