@@ -16,6 +16,7 @@ from rctaf.controls import AS_BEFORE, SINGLE, STRONGER, common_seeds, harm_arms
 from rctaf.controls import harm as rules_of_harm
 from rctaf.controls import longer as rules_of_longer
 from rctaf.controls import other_functions as rules_of_others
+from rctaf.controls import other_functions_at_equal_rms as rules_at_equal_rms
 from rctaf.family import BASELINE_CURVATURES
 from rctaf.names import ACTIVATIONS, DATASETS
 from rctaf.records import Record
@@ -290,22 +291,9 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
     judged = rules_of_others(others, family, value)
     if any(verdict.outcome == "not testable" for verdict in judged):
         return []
-    said = {
-        "supported": "equally robust",
-        "undecided": "neither told apart nor shown to be equally robust",
-        "not supported": "not equally robust",
-    }
-    equal, tops = [], []
-    of_family = family.groupby("curvature")[value].mean()
-    for name, verdict in zip(BASELINE_CURVATURES, judged, strict=False):
-        rows = others[others["activation"] == name]
-        away = 100 * (rows.groupby("curvature")[value].mean() - of_family)
-        at = float(away.index[int(np.nanargmax(away.abs().to_numpy(float)))])
-        top = places(rows.assign(beta=0), value, "max")[0]
-        equal.append(
-            f"{ACTIVATIONS[name]} and RCT-AF are {said[verdict.outcome]} (largest difference of means "
-            f"{away[at]:+z.1f} points, at {at:g})"
-        )
+    tops = []
+    for name in BASELINE_CURVATURES:
+        (top,) = places(others[others["activation"] == name].assign(beta=0), value, "max")
         tops.append(f"{ACTIVATIONS[name]} at {in_brackets(top)}")
     one_curve = {
         "supported": "closer to one curve along the rms curvature (of normal inputs) than along max|σ″|",
@@ -313,10 +301,42 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
         "not supported": "closer to one curve along max|σ″| than along the rms curvature (of normal inputs)",
     }
     words = (
-        f"At equal max|σ″|, {listed(equal)}. Most robust are {listed(tops)}. With the orders of RCT-AF they lie "
-        f"{one_curve[judged[-1].outcome]}."
+        f"At equal max|σ″|, {against_family(others, family, judged, 'curvature', value)}. Most robust are "
+        f"{listed(tops)}. With the orders of RCT-AF they lie {one_curve[judged[-1].outcome]}."
     )
     return [("Outside the family", typeset(words))]
+
+
+def other_functions_at_equal_rms(others: pd.DataFrame, family: pd.DataFrame, value: str) -> list[Answer]:
+    """The same at equal rms curvature: see :func:`rctaf.controls.other_functions_at_equal_rms`."""
+    others, family = common_seeds(others, family)
+    judged = rules_at_equal_rms(others, family, value)
+    if any(verdict.outcome == "not testable" for verdict in judged):
+        return []
+    words = f"{against_family(others, family, judged, 'rms_start', value)}."
+    return [("Outside the family, at equal rms curvature", typeset(words))]
+
+
+def against_family(
+    others: pd.DataFrame, family: pd.DataFrame, judged: Sequence[Verdict], label: str, value: str
+) -> str:
+    """Whether each other function is as robust as the mean of the orders, by the first verdicts, and where it is least
+    so."""
+    said = {
+        "supported": "equally robust",
+        "undecided": "neither told apart nor shown to be equally robust",
+        "not supported": "not equally robust",
+    }
+    equal = []
+    of_family = family.groupby(label)[value].mean()
+    for name, verdict in zip(BASELINE_CURVATURES, judged, strict=False):
+        away = 100 * (others[others["activation"] == name].groupby(label)[value].mean() - of_family)
+        at = float(away.index[int(np.nanargmax(away.abs().to_numpy(float)))])
+        equal.append(
+            f"{ACTIVATIONS[name]} and RCT-AF are {said[verdict.outcome]} (largest difference of means "
+            f"{away[at]:+z.1f} points, at {at:g})"
+        )
+    return listed(equal)
 
 
 def at_paper_scale(grids: Iterable[tuple[Grid, Sequence[Record]]]) -> list[Answer]:

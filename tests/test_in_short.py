@@ -227,6 +227,19 @@ def test_functions_outside_the_family():
     assert in_short.other_functions(others[others["seed"] < 4], family, VALUE) == []  # a peak needs five
 
 
+def test_functions_outside_the_family_at_equal_rms_curvature():
+    others, family = other_runs(VALUE, {"elu": -0.03}, 1, "rms_start", at_equal_rms=True)
+    ((head, words),) = in_short.other_functions_at_equal_rms(others, family, VALUE)
+    assert head == "Outside the family, at equal rms curvature"
+    assert re.match(
+        r"ELU and RCT-AF are not equally robust \(largest difference of means \u2212(2\.9|3\.[01]) points, at "
+        r"(0\.5|1|2|4)\) and GELU and RCT-AF are equally robust \(largest",
+        words,
+    )
+    few = family[family["seed"] < 2]
+    assert in_short.other_functions_at_equal_rms(others, few, VALUE) == []
+
+
 def test_longer_training():
     def world(long_peak, catches_up):
         return longer_runs(VALUE, long_peak, catches_up)
