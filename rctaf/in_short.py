@@ -12,7 +12,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from rctaf.config import Grid
-from rctaf.controls import AS_BEFORE, SINGLE, STRONGER, common_seeds, harm_arms
+from rctaf.controls import AS_BEFORE, CHANGES, common_seeds, harm_arms
 from rctaf.controls import harm as rules_of_harm
 from rctaf.controls import longer as rules_of_longer
 from rctaf.controls import other_functions as rules_of_others
@@ -275,7 +275,7 @@ def harm(judged: pd.DataFrame, value: str) -> list[Answer]:
     }
     changes = [
         f"with {arm} {gap[arm]:+.1f} ({said[verdict.outcome]})"
-        for arm, verdict in zip((SINGLE, STRONGER), verdicts[::2], strict=True)
+        for arm, verdict in zip(CHANGES, verdicts[::2], strict=True)
     ]
     data = DATASETS[judged["dataset"].iloc[0]]
     words = (

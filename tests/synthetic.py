@@ -128,5 +128,5 @@ def harmed_runs(value: str, lost: dict) -> pd.DataFrame:
     cells = Grid.load(ROOT / "grids/fashion/controls/harm.yaml").cells().values()
     frame = pd.DataFrame([{**c.model_dump(mode="json"), "curvature": c.curvature} for c in cells])
     frame = controls.harm_arms(frame)
-    noise = np.random.default_rng(0).normal(0, 5e-4, len(frame)) + 0.01 * frame["seed"]
+    noise = np.random.default_rng(1).normal(0, 5e-4, len(frame)) + 0.01 * frame["seed"]
     return frame.assign(**{value: 0.7 - frame["arm"].map(lost) * (frame["curvature"] > 1) + noise})

@@ -276,7 +276,7 @@ def test_longer_training():
 
 def test_harm_of_longer_training():
     def answer(single, stronger, seeds=5):
-        lost = {controls.AS_BEFORE: 0.3, controls.SINGLE: single, controls.STRONGER: stronger}
+        lost = dict(zip((controls.AS_BEFORE, *controls.CHANGES), (0.3, single, stronger, 0.2), strict=True))
         rows = harmed_runs(VALUE, lost)
         return in_short.harm(rows[rows["seed"] < seeds], VALUE)
 
@@ -286,11 +286,11 @@ def test_harm_of_longer_training():
     thirty = r"\u2212(29\.9|30\.[01])"
     assert re.search(
         r"After 40 epochs networks of max\|σ″\| = 7 differ from those of 1 "
-        rf"by {thirty} points \(order 1, bf16, 5 steps\); "
-        rf"with single precision \u2212(1\.9|2\.[01]) \(less harm\) and with 10 attack steps {thirty} "
-        r"\(neither less harm nor more is shown\)\.",
+        rf"by {thirty} points \(order 1, TRADES in bf16, 5 attack steps\); "
+        rf"with single precision \u2212(1\.9|2\.[01]) \(less harm\), with 10 attack steps {thirty} "
+        r"\(neither less harm nor more is shown\) and with PGD \u2212(19\.9|20\.[01]) \(less harm\)\.",
         mended,
     )
     ((_, worse),) = answer(0.4, 0.1)
-    assert "(more harm) and with 10 attack steps" in worse
+    assert "(more harm), with 10 attack steps" in worse
     assert worse.endswith("(less harm).")

@@ -399,21 +399,24 @@ def test_other_functions_at_equal_rms_curvature():
 
 def test_harm_of_longer_training_against_worlds_of_each_cause():
     def found(single, stronger):
-        lost = {controls.AS_BEFORE: 0.3, controls.SINGLE: single, controls.STRONGER: stronger}
+        lost = dict(zip((controls.AS_BEFORE, *controls.CHANGES), (0.3, single, stronger, 0.2), strict=True))
         return controls.harm(harmed_runs(VALUE, lost), VALUE)
 
-    assert outcomes(found(0, 0.3)) == ["supported", "undecided", "undecided", "supported"]
-    assert outcomes(found(0.1, -0.01)) == ["supported", "supported", "supported", "not supported"]
+    assert outcomes(found(0, 0.3)) == ["supported", "undecided", "undecided", "supported", "supported", "supported"]
+    assert outcomes(found(0.1, -0.01))[:4] == ["supported", "supported", "supported", "not supported"]
     assert found(0.4, 0.3)[0].outcome == "not supported"
-    rows = harmed_runs(VALUE, {controls.AS_BEFORE: 0.3, controls.SINGLE: 0, controls.STRONGER: 0.1})
-    cell = rows.pivot_table(values=VALUE, index="seed", columns=["precision", "attack_steps", "curvature"])
-    gap = {arm: cell[arm][7.0] - cell[arm][1.0] for arm in (("bf16", 5), ("fp32", 5), ("bf16", 10))}
+    rows = harmed_runs(VALUE, dict(zip((controls.AS_BEFORE, *controls.CHANGES), (0.3, 0, 0.1, 0.2), strict=True)))
+    settings = ["method", "precision", "attack_steps"]
+    cell = rows.pivot_table(values=VALUE, index="seed", columns=[*settings, "curvature"])
+    arms = [("trades", "bf16", 5), ("trades", "fp32", 5), ("trades", "bf16", 10), ("pgd", "bf16", 5)]
+    gap = {arm: cell[arm][7.0] - cell[arm][1.0] for arm in arms}
     words = [verdict.measured.replace("−", "-") for verdict in controls.harm(rows, VALUE)]
-    before, single, stronger = (f"{100 * one.mean():+.2f}" for one in gap.values())
-    assert words[0].startswith(f"7 minus 1: {before} points (bf16, 5 steps), {single} (single precision); ")
-    assert words[2].startswith(f"7 minus 1: {before} points (bf16, 5 steps), {stronger} (10 attack steps); ")
-    assert words[3].startswith(f"1 minus 7: {-100 * gap['bf16', 10].mean():+.2f} points (")
-    gained = gap["fp32", 5] - gap["bf16", 5]
+    before, *after = (f"{100 * one.mean():+.2f}" for one in gap.values())
+    for place, (change, changed) in enumerate(zip(controls.CHANGES, after, strict=True)):
+        told = f"7 minus 1: {before} points (TRADES in bf16, 5 attack steps), {changed} ({change}); "
+        assert words[2 * place].startswith(told)
+        assert words[2 * place + 1].startswith(f"1 minus 7: {-100 * gap[arms[place + 1]].mean():+.2f} points (")
+    gained = gap[arms[1]] - gap[arms[0]]
     low, high = scipy.stats.t.interval(0.95, 4, gained.mean(), scipy.stats.sem(gained))
     assert f"{100 * gained.mean():+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})" in words[0]
 
@@ -518,7 +521,7 @@ def test_page_without_records(store):
     execute_notebook(PAGE, store / "out.ipynb")
     assert outputs(store / "out.ipynb", "application/vnd.plotly.v1+json") == []
     boxes = [box for box in outputs(store / "out.ipynb", "text/html") if 'class="verdict"' in box]
-    assert len(boxes) == 3 + 4 + 1 + 4 + 3 + 2 * 9 + 7 + 4
+    assert len(boxes) == 3 + 4 + 1 + 4 + 3 + 2 * 9 + 7 + 6
     assert all("Verdict: not testable" in box for box in boxes)
     text = " ".join(outputs(store / "out.ipynb", "text/markdown"))
     assert "60 runs are missing: `python -m rctaf.runs run grids/digits/controls/gain.yaml` makes them" in text
@@ -548,7 +551,7 @@ def test_page_reads_the_records_back(store):
     assert (peaks, lengths) == (["not supported"] * 3, ["undecided"] * 6)  # in this world length plays no part
     assert elsewhere == ["not testable"] * 9  # no run of that grid is in this store
     assert others[:2] == others[5:7] == ["not supported"] * 2  # ELU and GELU, as robust at every curvature
-    assert others[7:] == ["not testable"] * 4
+    assert others[7:] == ["not testable"] * 6
     drawn = outputs(out, "application/vnd.plotly.v1+json")
     assert len(drawn) == 2 + 2 + 1 + 3 + 2 + 3 + 3
     # every mean of the first figure against a loop over the files
