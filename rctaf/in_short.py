@@ -139,8 +139,7 @@ def orders(rows: pd.DataFrame, value: str) -> str:
         return ""
     pairs = orders_coincide(shared, value, below=math.inf, margin=MARGIN)
     largest = pairs.iloc[int(pairs["largest"].abs().to_numpy(float).argmax())]
-    low, high = float(largest["largest_low"]), float(largest["largest_high"])
-    e = Estimate(float(largest["largest"]), low, high, int(largest["n"]))
+    e = Estimate.of(largest, "largest")
     conclusion = {
         "supported": f"coincide within {100 * MARGIN:g} point",
         "not supported": "do not coincide",
@@ -161,10 +160,7 @@ def beyond(frame: pd.DataFrame, rows: pd.DataFrame, value: str) -> str:
         return ""
     change = lower_beyond(rows, value, band=BAND, beyond=BAND[1])
     estimates = listed(
-        [
-            f"{points(Estimate(r['difference'], r['low'], r['high'], r['n']))} in order {r['order']}"
-            for r in change[change["order"] != "all"].to_dict("records")
-        ]
+        [f"{points(Estimate.of(r))} in order {r['order']}" for r in change[change["order"] != "all"].to_dict("records")]
     )
     conclusion = {
         "supported": "falls in every order that was run",

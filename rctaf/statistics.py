@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,23 @@ class Estimate:
     low: float
     high: float
     n: int
+
+    @classmethod
+    def of(cls, row: Mapping[Any, Any] | pd.Series, what: str = "difference") -> Estimate:
+        """The estimate in a row of a table of this module: the ``difference``, or the ``largest`` of several."""
+        low, high = ("low", "high") if what == "difference" else (f"{what}_low", f"{what}_high")
+        return cls(float(row[what]), float(row[low]), float(row[high]), int(row["n"]))
+
+
+def _differences(tests: Sequence[Difference]) -> dict[str, list[float]]:
+    """Columns that :meth:`Estimate.of` reads."""
+    found = [test.difference for test in tests]
+    return {
+        "difference": [e.value for e in found],
+        "low": [e.low for e in found],
+        "high": [e.high for e in found],
+        "n": [e.n for e in found],
+    }
 
 
 def mean_interval(values: Sequence[float] | Array) -> Estimate:
@@ -274,8 +291,7 @@ def trend(frame: pd.DataFrame, value: str) -> Estimate:
     """
     table = _grid(frame, value, ["beta", "curvature"])
     slopes = []
-    for order in sorted({key[0] for key in table.index}):
-        part = table.loc[order]
+    for order, part in _by_order(table):
         if len(part) < 3:
             raise ValueError(f"order {order}: curvatures {[*part.index]}, expected at least 3")
         slopes.append(np.polyfit(np.log2(part.index.to_numpy(float)), part.to_numpy(float), 1)[0])
@@ -298,9 +314,7 @@ def falls(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     means = table.groupby("curvature").mean()
     pairs = list(itertools.combinations(means.index, 2))
     tests = [paired_difference(means.loc[b].tolist(), means.loc[a].tolist()) for a, b in pairs]
-    result = pd.DataFrame(pairs, columns=["smaller", "larger"])
-    for name in ("value", "low", "high"):
-        result["difference" if name == "value" else name] = [getattr(test.difference, name) for test in tests]
+    result = pd.DataFrame(pairs, columns=["smaller", "larger"]).assign(**_differences(tests))
     result["p_lower_holm"] = holm([test.p_lower for test in tests])
     return result.sort_values(["p_lower_holm", "difference"], ignore_index=True)
 
@@ -323,9 +337,7 @@ def lower_beyond(frame: pd.DataFrame, value: str, *, band: tuple[float, float], 
     changes = changes_beyond(frame, value, band=band, beyond=beyond)
     single = list(changes.values())
     tests = [paired_difference(d, np.zeros(len(d))) for d in [*single, np.mean(single, axis=0)]]
-    result = pd.DataFrame({"order": [*map(str, changes), "all"]})
-    for name in ("value", "low", "high", "n"):
-        result["difference" if name == "value" else name] = [getattr(t.difference, name) for t in tests]
+    result = pd.DataFrame({"order": [*map(str, changes), "all"]}).assign(**_differences(tests))
     result["p_lower"] = [t.p_lower for t in tests]
     result["p_lower_holm"] = [*holm([t.p_lower for t in tests[:-1]]), tests[-1].p_lower]
     return result
@@ -335,8 +347,7 @@ def changes_beyond(frame: pd.DataFrame, value: str, *, band: tuple[float, float]
     """By order, the change of :func:`lower_beyond` in every seed, in the order of the seeds."""
     table = _grid(frame, value, ["beta", "curvature"])
     changes = {}
-    for order in sorted({key[0] for key in table.index}):
-        part = table.loc[order]
+    for order, part in _by_order(table):
         c = part.index.to_numpy(float)
         inside, outside = (c >= band[0]) & (c <= band[1]), c > beyond
         if not inside.any() or not outside.any():
@@ -366,8 +377,7 @@ def inside_against_ends(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     """
     table = _grid(frame, value, ["beta", "curvature"])
     rows = []
-    for order in sorted({key[0] for key in table.index}):
-        part = table.loc[order]
+    for order, part in _by_order(table):
         places, runs = part.index.to_numpy(float), part.to_numpy(float)
         if len(places) < 3 or runs.shape[1] < 3:
             raise ValueError(f"order {order}: {len(places)} curvatures, {runs.shape[1]} seeds; expected 3 of each")
@@ -449,8 +459,7 @@ def variance_between_orders(frame: pd.DataFrame, value: str, label: str, low: fl
     table = _grid(frame, value, ["beta", label])
     at = np.linspace(math.log(low), math.log(high), 201)
     curves = []
-    for order in sorted({key[0] for key in table.index}):
-        part = table.loc[order]
+    for order, part in _by_order(table):
         x = np.log(part.index.to_numpy(float))
         if not x[0] <= at[0] + 1e-9 < at[-1] <= x[-1] + 2e-9:
             raise ValueError(f"order {order} has runs at {label} {[*part.index]}, which do not cover {low} to {high}")
@@ -603,6 +612,12 @@ def _finite(values: Sequence[float] | Array) -> Array:
     if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
         raise ValueError(f"expected a list of finite numbers, at least one; got {x.tolist()}")
     return x
+
+
+def _by_order(table: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Each order with its part of a table from :func:`_grid`."""
+    for order in sorted(set(table.index.get_level_values("beta"))):
+        yield order, table.loc[order]
 
 
 def _grid(frame: pd.DataFrame, value: str, cells: list[str]) -> pd.DataFrame:

@@ -107,7 +107,7 @@ def orders_alike(rows: pd.DataFrame, value: str, label: str, name: str) -> tuple
     pairs = orders_coincide(rows.assign(curvature=rows[label].round(9)), value, below=math.inf, margin=MARGIN)
     words = "; ".join(
         f"order {p['orders']}: {100 * p['difference']:+.2f} on average, largest "
-        f"{points(Estimate(p['largest'], p['largest_low'], p['largest_high'], p['n']))} at {name} {p['at']:.3g}"
+        f"{points(Estimate.of(p, 'largest'))} at {name} {p['at']:.3g}"
         for p in pairs.to_dict("records")
     )
     n, places = pairs["n"].iloc[0], pairs["curvatures"].iloc[0]

@@ -256,7 +256,7 @@ def trend_below(claim: str, frame: pd.DataFrame, value: str) -> Verdict:
     means = until.groupby("curvature")[value].mean()
     words = ", ".join(f"{100 * mean:.2f} % at {c:g}" for c, mean in means.items())
     p = float(fall["p_lower_holm"])
-    fallen = Estimate(fall["difference"], fall["low"], fall["high"], slope.n)
+    fallen = Estimate.of(fall)
     words = (
         f"Per doubling of max|σ″|: {points(slope)}. Means: {words}; highest at {means.idxmax():g}. Clearest fall: "
         f"from {fall['smaller']:g} to {fall['larger']:g}, {points(fallen)}, {p_value(p)} after Holm; "

@@ -109,9 +109,7 @@ def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
         return Verdict(claim, "The orders were not run at the same curvatures below 4.", "not testable")
     pairs = orders_coincide(shared, value, below=math.nextafter(BAND[0], 0), margin=MARGIN)
     words = "; ".join(
-        f"order {p['orders']}: {points(Estimate(p['largest'], p['largest_low'], p['largest_high'], p['n']))} "
-        f"at {p['at']:g}"
-        for p in pairs.to_dict("records")
+        f"order {p['orders']}: {points(Estimate.of(p, 'largest'))} at {p['at']:g}" for p in pairs.to_dict("records")
     )
     measured = (
         f"Largest of the mean differences, first minus second, at {pairs['curvatures'].iloc[0]} curvatures below 4: "
@@ -145,8 +143,7 @@ def falls_beyond(frame: pd.DataFrame, value: str) -> Verdict:
     result = lower_beyond(rows, value, band=BAND, beyond=BAND[1])
     single, every = result[result["order"] != "all"], result[result["order"] == "all"]
     words = "; ".join(
-        f"{'all orders' if r['order'] == 'all' else 'order ' + r['order']} "
-        f"{points(Estimate(r['difference'], r['low'], r['high'], r['n']))}"
+        f"{'all orders' if r['order'] == 'all' else 'order ' + r['order']} {points(Estimate.of(r))}"
         for r in (result if len(single) > 1 else single).to_dict("records")
     )
     lower = bool((single["p_lower_holm"] < 0.05).all())
@@ -202,10 +199,7 @@ def hill(frame: pd.DataFrame, value: str) -> Verdict:
     found = inside_against_ends(rows, value)
     words = []
     for order, ends in found.groupby("order"):
-        differences = [
-            f"{points(Estimate(r['difference'], r['low'], r['high'], r['n']))} to {r['end']:g}"
-            for r in ends.to_dict("records")
-        ]
+        differences = [f"{points(Estimate.of(r))} to {r['end']:g}" for r in ends.to_dict("records")]
         chosen = [f"{c:g}" for c in sorted(set(ends["chosen"].iloc[0]))]
         words.append(f"order {order} {listed(differences)}, with the inside at {listed(chosen)}")
     outcome = outcome_of(bool((found["low"] > 0).all()), bool((found["p_end_above_holm"] < 0.05).any()))
