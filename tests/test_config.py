@@ -1,6 +1,7 @@
 """One definition of an experiment: what it accepts, what it refuses, and the ids that must never move."""
 
 import math
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import get_args
@@ -329,6 +330,19 @@ def test_methods_and_networks_are_known_everywhere():
         assert isinstance(make_method(RunConfig(method=method)), Method)
     assert choices("network") == set(NETWORKS) == set(names._NETWORKS)
     assert choices("dataset") == set(names.DATASETS)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_channels_in_the_name_of_a_network_are_those_it_has(network):
+    said = re.search(r"\((.*) channels\)", names.network_name(network, 24))[1]
+    found = []
+    for width in (24, None):
+        with torch.device("meta"):
+            model = from_config(RunConfig(network=network, width=width), in_channels=3, n_classes=10)
+        convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+        found.append(list(dict.fromkeys(module.out_channels for module in convolutions[1:])))
+    assert found[0] == [int(number) for number in said.split("/")]
+    assert names.network_name(network, found[1][0]) == names.network_name(network)
 
 
 def test_the_grid_of_the_page_reproducing(tmp_path):
