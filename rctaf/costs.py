@@ -51,7 +51,7 @@ def describe(record: Record) -> str:
     return (
         f"**{WHAT[record['benchmark']]}**, input {shape} in {record['dtype']}, on **{place}**; "
         f"PyTorch {source['packages']['torch']}; this package with {kernel}; {record['rounds']} rounds on "
-        f"{source['started'][:10]}, with {record['load_before']:.1f} other processes at work when they began."
+        f"{source['started'][:10]}, at a load average of {record['load_before']:.1f} when they began."
     )
 
 

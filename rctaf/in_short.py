@@ -73,10 +73,10 @@ def rise_and_fall(frame: pd.DataFrame, rows: pd.DataFrame, value: str) -> str:
         if peak_in_band(frame, value).outcome == "not supported":
             all_outside = all(side(p) in ("below", "above") for p in places(rows, value, "max"))
             place = ", though elsewhere" if all_outside else ", though not in every order where it has the peak"
-        return f"As in the paper{place}, robustness rises and then falls in {where}: both ends lie below the inside."
+        return f"As in the paper{place}, robustness is a hill in {where}: both ends lie below the inside."
     return {
-        "not supported": f"Robustness does not rise and then fall in {where}: an end lies above the inside.",
-        "undecided": f"That robustness rises and then falls in {where} is not shown.",
+        "not supported": f"Robustness is not a hill in {where}: an end lies above the inside.",
+        "undecided": f"That robustness is a hill in {where} is not shown.",
         "not testable": "",
     }[outcome]
 
@@ -163,11 +163,11 @@ def beyond(frame: pd.DataFrame, rows: pd.DataFrame, value: str) -> str:
         [f"{points(Estimate.of(r))} in order {r['order']}" for r in change[change["order"] != "all"].to_dict("records")]
     )
     conclusion = {
-        "supported": "falls in every order that was run",
-        "not supported": "does not fall in every order: a rise is shown",
-        "undecided": "is not shown to fall in every order; a rise is not shown either, all orders being tested at once",
+        "supported": "is lower in every order that was run",
+        "not supported": "is not lower in every order: a rise is shown",
+        "undecided": "is not shown to be lower in every order; nor higher, all orders being tested at once",
     }[outcome]
-    return f"Robustness {conclusion}. Against 4 to 10 it changes by {estimates}."
+    return f"Against 4 to 10, robustness {conclusion}. It changes by {estimates}."
 
 
 def against_relu(frame: pd.DataFrame, rows: pd.DataFrame, value: str) -> str:
@@ -329,8 +329,8 @@ def against_family(
         away = 100 * (others[others["activation"] == name].groupby(label)[value].mean() - of_family)
         at = float(away.index[int(np.nanargmax(away.abs().to_numpy(float)))])
         equal.append(
-            f"{ACTIVATIONS[name]} and RCT-AF are {said[verdict.outcome]} (largest difference of means "
-            f"{away[at]:+z.1f} points, at {at:g})"
+            f"{ACTIVATIONS[name]} and RCT-AF are {said[verdict.outcome]} (largest mean difference, "
+            f"{ACTIVATIONS[name]} minus RCT-AF, {away[at]:+z.1f} points, at {at:g})"
         )
     return listed(equal)
 

@@ -170,7 +170,8 @@ def larger_budget(frame: pd.DataFrame) -> str:
     if seeds < MIN_SEEDS:
         return too_few_seeds(seeds, MIN_SEEDS)
     if (fewest := rows.groupby("beta")["curvature"].nunique().min()) < FIT_CURVATURES:
-        return f"An order has {MIN_SEEDS} seeds at only {count(fewest, 'curvature')}; {FIT_CURVATURES} are needed."
+        few = f"An order has at least {MIN_SEEDS} seeds at only {count(fewest, 'curvature')}"
+        return f"{few}; {FIT_CURVATURES} are needed."
     budgets = [rows[name].iloc[0] for name in ("epsilon_eval", "epsilon_larger")]
     budgets[0] = budgets[0] or rows["epsilon"].iloc[0]
     found = [places(rows, column, "max") for column in columns]

@@ -69,9 +69,9 @@ def test_a_bracket_that_is_not_widened_does_not_say_so(frame, monkeypatch):
 @pytest.mark.parametrize(
     ("peak", "words"),
     [
-        (6.5, "As in the paper, robustness rises and then falls in every order: both ends lie below the inside."),
-        (1.0, "As in the paper, though elsewhere, robustness rises and then falls in every order: both ends lie below"),
-        (200, "Robustness does not rise and then fall in every order: an end lies above the inside."),
+        (6.5, "As in the paper, robustness is a hill in every order: both ends lie below the inside."),
+        (1.0, "As in the paper, though elsewhere, robustness is a hill in every order: both ends lie below"),
+        (200, "Robustness is not a hill in every order: an end lies above the inside."),
     ],
 )
 def test_the_hill(frame, peak, words):
@@ -80,7 +80,7 @@ def test_the_hill(frame, peak, words):
     one = rows[rows["beta"] == 1]
     assert " in order 1: " in said(one, "The hill")
     flat = one.assign(**{VALUE: 0.6 + 0.01 * np.random.default_rng(0).standard_normal(len(one))})
-    assert said(flat, "The hill") == "That robustness rises and then falls in order 1 is not shown."
+    assert said(flat, "The hill") == "That robustness is a hill in order 1 is not shown."
     assert "The hill" not in dict(in_short.answers(one[one["curvature"].isin([2, 7])], VALUE))
 
 
@@ -98,7 +98,7 @@ def test_a_hill_that_is_where_the_paper_has_it_in_some_orders_only(frame):
     rows = frame(peak=6.5, hessian_least=6.5)
     assert "though" not in said(rows, "The hill")
     moved = frame(peak=1.0, hessian_least=6.5)
-    assert "As in the paper, though elsewhere, robustness rises and then falls" in said(moved, "The hill")
+    assert "As in the paper, though elsewhere, robustness is a hill" in said(moved, "The hill")
     mixed = pd.concat([rows[rows["beta"] != 2], moved[moved["beta"] == 2]], ignore_index=True)
     assert "though not in every order where it has the peak" in said(mixed, "The hill")
 
@@ -132,16 +132,16 @@ def test_the_largest_difference_between_orders(frame):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (-0.05, "falls in every order"),
-        (0.05, "does not fall in every order: a rise is shown"),
-        (0.0, "is not shown to fall in every order"),
+        (-0.05, "is lower in every order that was run. It changes by"),
+        (0.05, "is not lower in every order: a rise is shown"),
+        (0.0, "is not shown to be lower in every order"),
     ],
 )
 def test_beyond_10(frame, change, words):
     rows = frame(peak=6.5, hessian_least=6.5)
     noise = 0.01 * np.random.default_rng(0).standard_normal(len(rows))
     found = said(rows.assign(**{VALUE: 0.6 + noise + change * (rows["curvature"] > 10)}), "Beyond 10")
-    assert f"Robustness {words}" in found
+    assert f"Against 4 to 10, robustness {words}" in found
     (estimate,) = re.findall(r"([+\u2212][\d.]+) points \([^)]*\) in order 1", found)
     assert float(estimate.replace("\u2212", "-")) == pytest.approx(100 * change, abs=1)
 
@@ -211,7 +211,8 @@ def test_functions_outside_the_family():
     ((head, words),) = in_short.other_functions(others, family, VALUE)
     assert head == "Outside the family"
     assert re.search(
-        r"ELU and RCT-AF are not equally robust \(largest difference of means \u2212(2\.9|3\.[01]) ", words
+        r"ELU and RCT-AF are not equally robust \(largest mean difference, ELU minus RCT-AF, \u2212(2\.9|3\.[01]) ",
+        words,
     )
     assert "GELU and RCT-AF are equally robust" in words
     assert re.search(r"Most robust are ELU at (0\.9\d?|1|1\.\d) \(0\.71 to 1\.4\) and GELU at ", words)
@@ -232,8 +233,8 @@ def test_functions_outside_the_family_at_equal_rms_curvature():
     ((head, words),) = in_short.other_functions_at_equal_rms(others, family, VALUE)
     assert head == "Outside the family, at equal rms curvature"
     assert re.match(
-        r"ELU and RCT-AF are not equally robust \(largest difference of means \u2212(2\.9|3\.[01]) points, at "
-        r"(0\.5|1|2|4)\) and GELU and RCT-AF are equally robust \(largest",
+        r"ELU and RCT-AF are not equally robust \(largest mean difference, ELU minus RCT-AF, "
+        r"\u2212(2\.9|3\.[01]) points, at (0\.5|1|2|4)\) and GELU and RCT-AF are equally robust \(largest",
         words,
     )
     few = family[family["seed"] < 2]

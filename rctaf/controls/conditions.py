@@ -30,8 +30,8 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
        undecided.
     2. The variance over curvatures (orders averaged) without normalisation minus that with batch norm, each without
        what seed noise adds to it (:func:`rctaf.statistics.variance_over_cells`), by the jackknife over seeds and
-       :func:`rctaf.verdicts.sign`, over the orders, curvatures and seeds that both have. Before, the standard
-       deviations of single seeds, which noise alone makes larger without normalisation.
+       :func:`rctaf.verdicts.sign`, over the orders, curvatures and seeds that both have. An earlier rule
+       compared the standard deviations of single seeds, which noise alone makes larger without normalisation.
     3. Every pair of orders at every curvature, by :func:`orders_alike`; before, means over the curvatures.
 
     1, and that 2 and 3 leave out the curvatures at which not every network without normalisation learned, were added
@@ -115,7 +115,7 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
 
 
 def longer(frame: pd.DataFrame, value: str, data: str) -> list[Verdict]:
-    """Do the place of the peak and the loss at small curvature hang on training briefly? For each order that was run:
+    """Are the place of the peak, and what small curvature costs, due to brief training? For each order that was run:
 
     1. The peak of the runs that were trained longest, by :func:`rctaf.verdicts.peak_in_band`.
     2. The smallest max|sigma''| minus 1, trained longest minus shortest, by :func:`higher`.

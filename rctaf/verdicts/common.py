@@ -138,7 +138,9 @@ def rows_to_judge(
         return claim, rows, Verdict(claim, too_few_seeds(seeds, needed), "not testable")
     fewest = rows.groupby("beta")["curvature"].nunique().min()
     if fewest < curvatures:
-        words = f"An order has {MIN_SEEDS} seeds at only {count(fewest, 'curvature')}; {curvatures} are needed."
+        words = (
+            f"An order has at least {MIN_SEEDS} seeds at only {count(fewest, 'curvature')}; {curvatures} are needed."
+        )
         return claim, rows, Verdict(claim, words, "not testable")
     return claim, rows, None
 
@@ -229,8 +231,8 @@ def in_band(claim: str, what: str, frame: pd.DataFrame, value: str, kind: Litera
     if seeds < BOOTSTRAP_SEEDS:
         return Verdict(claim, f"{what}: {'; '.join([*words, resampled(seeds)[1]])}.", "not testable")
     words.append(
-        f"{seeds} seeds; the interval is that of the fitted place (95 % over seeds, at least as wide as the spacing of "
-        "the tested curvatures)"
+        f"{seeds} seeds; the interval is that of the fitted place (95 % over seeds, at least half-way to the "
+        "tested neighbours)"
     )
     return Verdict(claim, f"{what}: {'; '.join(words)}.", against_band(found))
 

@@ -53,7 +53,7 @@ def single_runs_differ(frame: pd.DataFrame, value: str, claim: str, printed_poin
     words = (
         f"{printed}. In the records here, of {data}{instead}, it is {count(f'{s.value:.2g}', 'point')} (95 % interval "
         f"{s.low:.2g} to {s.high:.2g}, {df:.0f} degrees of freedom, {images:.0f} images attacked): two single runs "
-        f"differ significantly from {count(f'{high:.2g}', 'point')} on; 80 % power would need a true difference of "
+        f"must differ by {count(f'{high:.2g}', 'point')} to be told apart; 80 % power would need a true difference of "
         f"{minimum_detectable_difference(s.value, df=df):.2g} points. If all noise were per image, "
         f"{PRINTED_IMAGES:,} test images would lower the threshold to {count(f'{low:.2g}', 'point')}"
     )

@@ -103,7 +103,7 @@ def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
     if stop:
         return stop
     if rows["beta"].nunique() < 2:
-        return Verdict(claim, f"Only order {rows['beta'].iloc[0]} has {MIN_SEEDS} seeds so far.", "not testable")
+        return Verdict(claim, f"Only order {rows['beta'].iloc[0]} has at least {MIN_SEEDS} seeds.", "not testable")
     shared = shared_rows(rows)
     if not (shared["curvature"] < BAND[0]).any():
         return Verdict(claim, "The orders were not run at the same curvatures below 4.", "not testable")
@@ -199,11 +199,11 @@ def hill(frame: pd.DataFrame, value: str) -> Verdict:
     found = inside_against_ends(rows, value)
     words = []
     for order, ends in found.groupby("order"):
-        differences = [f"{points(Estimate.of(r))} to {r['end']:g}" for r in ends.to_dict("records")]
+        differences = [f"{points(Estimate.of(r))} against {r['end']:g}" for r in ends.to_dict("records")]
         chosen = [f"{c:g}" for c in sorted(set(ends["chosen"].iloc[0]))]
         words.append(f"order {order} {listed(differences)}, with the inside at {listed(chosen)}")
     outcome = outcome_of(bool((found["low"] > 0).all()), bool((found["p_end_above_holm"] < 0.05).any()))
-    why = f"95 % intervals over {count(found['n'].iloc[0], 'seed')}, after a first that only chooses"
+    why = f"95 % intervals over {count(found['n'].iloc[0], 'seed')}, earlier seeds choose the inside"
     if outcome != "supported":
         why += f"; {p_value(found['p_end_above_holm'].min())} (after Holm) for the clearest end above all of its inside"
     return Verdict(claim, f"Inside minus end: {'; '.join(words)}; {why}.", outcome)
@@ -226,7 +226,7 @@ def orders_closer_along_curvature(frame: pd.DataFrame, value: str) -> Verdict:
     if stop:
         return stop
     if rows["beta"].nunique() < 2:
-        return Verdict(claim, f"Only order {rows['beta'].iloc[0]} has {MIN_SEEDS} seeds so far.", "not testable")
+        return Verdict(claim, f"Only order {rows['beta'].iloc[0]} has at least {MIN_SEEDS} seeds.", "not testable")
     unit = rows["beta"].map({beta: curvature(1.0, beta) for beta in set(rows["beta"])})
     labels = {"max|σ″|": "curvature", "α": "half_alpha"}
     rows = rows[["beta", "seed", "curvature"]].assign(
