@@ -153,7 +153,7 @@ def test_a_hill_is_one_wherever_its_top_is(frame, peak, outcome):
         tested = {6.5: "7", 1.0: "1"}[peak]
         assert found.measured.count(f", with the inside at {tested};") == 3
         assert "95\u00a0% intervals over 5 seeds, earlier seeds choose the inside." in found.measured
-        (rise,) = re.findall(r"order 1 \+([\d.]+) points \([^)]*\) to 0.25 and", found.measured)
+        (rise,) = re.findall(r"order 1 \+([\d.]+) points \([^)]*\) against 0.25 and", found.measured)
         assert float(rise) == pytest.approx(3 * (np.log(0.25 / peak) ** 2 - np.log(float(tested) / peak) ** 2), abs=0.5)
     else:
         assert "for the clearest end above all of its inside" in found.measured
