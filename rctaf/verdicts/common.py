@@ -15,7 +15,7 @@ from rctaf.words import count, p_value, points, typeset
 
 BAND = (4.0, 10.0)  #: the paper's optimal range of max|sigma''|, called the band
 TUNED = 7.0  # max|sigma''| of RCT-AF in its Table 1
-MARGIN = 0.01  #: of a claim of sameness, as a share: one percentage point
+MARGIN = 0.01  #: one percentage point, as a share, within which two accuracies count as the same
 CEILING = 0.95  # where every mean accuracy is above, a task hardly tells networks apart
 MIN_SEEDS = 3  #: with fewer no estimate is printed
 FIT_CURVATURES = 4  #: a curve through fewer has no place of its own to be best at
