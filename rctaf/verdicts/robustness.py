@@ -92,6 +92,13 @@ def same_peak(frame: pd.DataFrame, value: str, series: str) -> Verdict:
     return Verdict(claim, measured, outcome, topic)
 
 
+def _single_order_stops(claim: str, rows: pd.DataFrame) -> Verdict | None:
+    """Orders cannot be compared where there is one."""
+    if len(set(rows["beta"])) > 1:
+        return None
+    return Verdict(claim, f"Only order {rows['beta'].iloc[0]} has at least {MIN_SEEDS} seeds.", "not testable")
+
+
 def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
     """Fig. 3b: below 4 the orders nearly coincide, at every curvature.
 
@@ -100,10 +107,8 @@ def orders_agree_below(frame: pd.DataFrame, value: str) -> Verdict:
     """
     claim = "Below 4 the three orders nearly coincide: max|σ″| decides, not the functional form."
     claim, rows, stop = rows_to_judge(claim, frame, value)
-    if stop:
+    if stop := stop or _single_order_stops(claim, rows):
         return stop
-    if rows["beta"].nunique() < 2:
-        return Verdict(claim, f"Only order {rows['beta'].iloc[0]} has at least {MIN_SEEDS} seeds.", "not testable")
     shared = shared_rows(rows)
     if not (shared["curvature"] < BAND[0]).any():
         return Verdict(claim, "The orders were not run at the same curvatures below 4.", "not testable")
@@ -223,10 +228,8 @@ def orders_closer_along_curvature(frame: pd.DataFrame, value: str) -> Verdict:
     """
     claim = "The curves of the orders lie closer together along max|σ″| than along α."
     claim, rows, stop = rows_to_judge(claim, frame, value)
-    if stop:
+    if stop := stop or _single_order_stops(claim, rows):
         return stop
-    if rows["beta"].nunique() < 2:
-        return Verdict(claim, f"Only order {rows['beta'].iloc[0]} has at least {MIN_SEEDS} seeds.", "not testable")
     unit = rows["beta"].map({beta: curvature(1.0, beta) for beta in set(rows["beta"])})
     labels = {"max|σ″|": "curvature", "α": "half_alpha"}
     rows = rows[["beta", "seed", "curvature"]].assign(
