@@ -56,16 +56,11 @@ _USED_BY: dict[str, dict[str | None, set[str]]] = {
     "attack_schedule": {None: {"attack_steps", "attack_step_size"}},
     "lr_schedule": {"step": {"lr_drops"}},
 }
-# axes of a grid that stand for alpha, or for the sharpness of ELU and GELU, and the digits to which these are rounded,
-# so that an experiment keeps its id whatever the last bits of the inversion are (a division or a bisection)
-_LABELS = {"curvature": 12, "rms_curvature": 9}
-_ALPHA_FOR: dict[str, Callable[[float, int], float]] = {
-    "curvature": alpha_for_curvature,
-    "rms_curvature": alpha_for_rms_curvature,
-}
-_SHARPNESS_FOR: dict[str, Callable[[float, str], float]] = {
-    "curvature": sharpness_for_curvature,
-    "rms_curvature": sharpness_for_rms_curvature,
+# axes of a grid that stand for alpha, or for the sharpness of ELU and GELU: what gives these, and the digits to which
+# they are rounded, so that an experiment keeps its id whatever the last bits of a division or a bisection are
+_LABELS: dict[str, tuple[Callable[[float, int], float], Callable[[float, str], float], int]] = {
+    "curvature": (alpha_for_curvature, sharpness_for_curvature, 12),
+    "rms_curvature": (alpha_for_rms_curvature, sharpness_for_rms_curvature, 9),
 }
 _NEEDED_BY = {  # dropped where it is None or 0
     "awp": {"awp_from"},
@@ -351,11 +346,9 @@ class Block(BaseModel):
             if len(given := [name for name in (setting, *labels) if name in row]) > 1:
                 raise ValueError(f"give {' or '.join(given)}, not both")
             for name in labels:
-                value = row.pop(name)
-                found = (
-                    _ALPHA_FOR[name](value, order) if setting == "alpha" else _SHARPNESS_FOR[name](value, activation)
-                )
-                row[setting] = float(f"{found:.{_LABELS[name]}g}")
+                (alpha_for, sharpness_for, digits), value = _LABELS[name], row.pop(name)
+                found = alpha_for(value, order) if setting == "alpha" else sharpness_for(value, activation)
+                row[setting] = float(f"{found:.{digits}g}")
             rows.append(row)
         return rows
 

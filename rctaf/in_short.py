@@ -235,17 +235,17 @@ def longer(judged: pd.DataFrame, value: str) -> list[Answer]:
 
     def moved(favours: Sequence[Verdict], low: float, high: float) -> str:
         """How networks within a range of max|sigma''| move against those at 1, and in which orders."""
-        gains: dict[str, list[str]] = {
-            "gain on those at 1 in": [],
-            "are not shown to gain on those at 1, nor to lose, in": [],
-            "lose against those at 1 in": [],
+        said = {
+            "supported": "gain on those at 1 in",
+            "undecided": "are not shown to gain on those at 1, nor to lose, in",
+            "not supported": "lose against those at 1 in",
         }
-        said = dict(zip(("supported", "undecided", "not supported"), gains, strict=True))
+        gains = defaultdict(list)
         for (order, rows), verdict in zip(found.items(), favours, strict=True):
             within = rows[rows["curvature"].between(low, high)].groupby("epochs")[value].mean()
             gap = 100 * (within - rows[rows["curvature"] == 1].groupby("epochs")[value].mean())
-            gains[said[verdict.outcome]].append(f"order {order} (from {gap[least]:+.1f} to {gap[most]:+.1f} points)")
-        return listed([f"{words} {listed(orders)}" for words, orders in gains.items() if orders])
+            gains[verdict.outcome].append(f"order {order} (from {gap[least]:+.1f} to {gap[most]:+.1f} points)")
+        return listed([f"{words} {listed(gains[outcome])}" for outcome, words in said.items() if gains[outcome]])
 
     words = (
         f"Trained for {most} epochs in place of {least}, networks at max|σ″| = {smallest:g} "
@@ -262,7 +262,7 @@ def harm(judged: pd.DataFrame, value: str) -> list[Answer]:
     verdicts = rules_of_harm(judged, value)
     if any(verdict.outcome == "not testable" for verdict in verdicts):
         return []
-    means = harm_arms(judged).pivot_table(values=value, index="arm", columns=judged["curvature"].round(9))
+    means = harm_arms(judged).pivot_table(values=value, index="arm", columns="curvature")
     gap = 100 * (means[7.0] - means[1.0])
     said = {
         "supported": "less harm",

@@ -119,7 +119,7 @@ def compare(old: Record, new: Record, siblings: list[Record]) -> list[Compared]:
 def _weakness(rows: list[Compared], siblings: list[Record]) -> str:
     """How far an accuracy could have moved and passed: its widest tolerance, and what that rests on."""
     widest = max(
-        ((allowed, name) for name, *_, allowed, _ in rows if allowed and re.fullmatch(r"metrics\..*_accuracy", name)),
+        ((r.tolerance, r.name) for r in rows if r.tolerance and re.fullmatch(r"metrics\..*_accuracy", r.name)),
         default=None,
     )
     if widest is None:

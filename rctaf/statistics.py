@@ -43,17 +43,6 @@ class Estimate:
         return cls(float(row[what]), float(row[low]), float(row[high]), int(row["n"]))
 
 
-def _differences(tests: Sequence[Difference]) -> dict[str, list[float]]:
-    """Columns that :meth:`Estimate.of` reads."""
-    found = [test.difference for test in tests]
-    return {
-        "difference": [e.value for e in found],
-        "low": [e.low for e in found],
-        "high": [e.high for e in found],
-        "n": [e.n for e in found],
-    }
-
-
 def mean_interval(values: Sequence[float] | Array) -> Estimate:
     """Mean and 95 % interval over seeds, m ± t_{0.975, n-1} s / √n.
 
@@ -303,7 +292,7 @@ def falls(frame: pd.DataFrame, value: str) -> pd.DataFrame:
 
     Returns:
         A row per pair of curvatures, the most significant fall first: ``smaller``, ``larger``, ``difference`` (at the
-        larger minus at the smaller), ``low``, ``high``, ``p_lower_holm``, corrected over all pairs.
+        larger minus at the smaller), ``low``, ``high``, ``n``, ``p_lower_holm``, corrected over all pairs.
 
     Raises:
         ValueError: an incomplete grid, or orders that were run at different curvatures.
@@ -612,6 +601,17 @@ def _finite(values: Sequence[float] | Array) -> Array:
     if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
         raise ValueError(f"expected a list of finite numbers, at least one; got {x.tolist()}")
     return x
+
+
+def _differences(tests: Sequence[Difference]) -> dict[str, list[float]]:
+    """Columns that :meth:`Estimate.of` reads."""
+    found = [test.difference for test in tests]
+    return {
+        "difference": [e.value for e in found],
+        "low": [e.low for e in found],
+        "high": [e.high for e in found],
+        "n": [e.n for e in found],
+    }
 
 
 def _by_order(table: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:

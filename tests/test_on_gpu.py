@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
+from test_training import Killed, config, kill_in_epoch, run, same
 from torch import nn
 
 from rctaf import data, evaluation
-from rctaf.config import RunConfig
 from rctaf.models import from_config
 from rctaf.models.frozen import Frozen
 from rctaf.training import loop, train
@@ -19,25 +19,15 @@ pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available
 
 @pytest.fixture(scope="module")
 def digits():
-    nn.Linear(4, 4, device=DEVICE)(
-        torch.rand(4, 4, device=DEVICE)
-    ).sum().backward()  # as in any process, before training
-    return data.load("digits", 192, 64, device=DEVICE)
+    x = torch.rand(4, 4, device=DEVICE)
+    nn.Linear(4, 4, device=DEVICE)(x).sum().backward()  # any process may have had such a product before it trains
+    return data.load("digits", 200, 64, device=DEVICE)
 
 
-def config(**settings):
-    return RunConfig(**{"width": 8, "epochs": 2, "batch_size": 64, "attack_steps": 2, "n_train": 192, **settings})
-
-
-def run(config, digits, **options):
-    model = from_config(config, in_channels=1, n_classes=10).to(DEVICE)
-    history = train(model, digits, config, **options)
-    history.pop("seconds")
-    return model, history
-
-
-def same(a, b):
-    return a[1] == b[1] and all(torch.equal(v, b[0].state_dict()[k]) for k, v in a[0].state_dict().items())
+def trained(digits):
+    model = from_config(config(width=8), in_channels=1, n_classes=10).to(DEVICE)
+    train(model, digits, config(width=8))
+    return model
 
 
 SETTINGS = [
@@ -54,20 +44,16 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
 def test_a_run_repeats_and_resumes_bit_for_bit(settings, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 0.0)
-    wanted, path = run(config(**settings), digits), tmp_path / "checkpoint.pt"
-    assert same(wanted, run(config(**settings), digits))
-
-    def stop(done, total, row):
-        if row is None and done == 4:  # in the second epoch
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(config(**settings), digits, checkpoint=path, progress=stop)
-    assert same(wanted, run(config(**settings), digits, checkpoint=path))
+    c, path = config(**settings), tmp_path / "checkpoint.pt"
+    wanted = run(c, digits)
+    assert same(wanted, run(c, digits))
+    with pytest.raises(Killed):
+        run(c, digits, checkpoint=path, progress=kill_in_epoch(3, steps=4))
+    assert same(wanted, run(c, digits, checkpoint=path))
 
 
 def test_a_trained_network_is_measured_as_on_the_cpu(digits):
-    model, _ = run(config(), digits)
+    model = trained(digits)
     x, y = data.to_float(digits.test_x), digits.test_y
     there = model.cpu(), x.cpu(), y.cpu()
     wanted = evaluation.hessian_diagonal_norm(there[0], F.cross_entropy, *there[1:], max_probes=64)
@@ -86,7 +72,7 @@ def test_a_trained_network_is_measured_as_on_the_cpu(digits):
 
 
 def test_autoattack_leaves_no_more_than_pgd(digits):
-    model, _ = run(config(), digits)
+    model = trained(digits)
     x, y = data.to_float(digits.test_x), digits.test_y
     found = evaluation.autoattack(model, x, y, 0.1, "standard", batch_size=40)
     left = [found["clean"], *(step["robust"] for step in found["waterfall"])]

@@ -26,7 +26,7 @@ def config(**settings):
 
 
 def run(config, dataset, **kw):
-    model = from_config(config, in_channels=1, n_classes=10)
+    model = from_config(config, in_channels=1, n_classes=10).to(dataset.train_x.device)
     history = train(model, dataset, config, **kw)
     history.pop("seconds")
     return history, model.state_dict()

@@ -42,12 +42,17 @@ def with_rms_curvature(frame: pd.DataFrame, records: Sequence[Record]) -> pd.Dat
         return frame
     rows = frame[frame["activation"] == "rctaf"]
     rows = rows.assign(beta=rows["beta"].astype(int))  # astype({"beta": int}) would leave it in pieces
-    start = [rms_curvature_at_start(a, b) for a, b in zip(rows["alpha"], rows["beta"], strict=True)]
     measured = {record.run_id: measured_rms_curvature(record) for record in records}
-    return rows.assign(
-        rms_start=np.array([float(f"{e:.6g}") for e in start]),  # the grids give them with few digits
-        rms_measured=rows["id"].map(measured),
-    )
+    return rows.assign(rms_start=_rms_at_start(rows), rms_measured=rows["id"].map(measured))
+
+
+def _rms_at_start(frame: pd.DataFrame) -> list[float]:
+    """The rms curvature at the start of each row of RCT-AF, ELU or GELU, rounded: the grids give it with few digits."""
+    found = [
+        rms_curvature_at_start(alpha, int(beta)) if name == "rctaf" else baseline_rms_curvature(sharpness, name)
+        for name, alpha, beta, sharpness in frame[["activation", "alpha", "beta", "sharpness"]].to_numpy()
+    ]
+    return [float(f"{e:.6g}") for e in found]
 
 
 def not_alone(frame: pd.DataFrame, label: str) -> pd.Series:
@@ -168,14 +173,8 @@ def with_equal_curvature(frame: pd.DataFrame) -> pd.DataFrame:
     if frame.empty:
         return frame
     of_others = frame["sharpness"].astype(float) * frame["activation"].map(BASELINE_CURVATURES)
-    rms = [
-        rms_curvature_at_start(alpha, int(beta)) if name == "rctaf" else baseline_rms_curvature(sharpness, name)
-        for name, alpha, beta, sharpness in frame[["activation", "alpha", "beta", "sharpness"]].to_numpy()
-    ]
-    return frame.assign(
-        curvature=frame["curvature"].astype(float).fillna(of_others).round(9),
-        rms_start=[float(f"{e:.6g}") for e in rms],  # the grids give them with few digits
-    )
+    equal = frame["curvature"].astype(float).fillna(of_others).round(9)
+    return frame.assign(curvature=equal, rms_start=_rms_at_start(frame))
 
 
 def _at_each(
