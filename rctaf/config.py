@@ -198,13 +198,12 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> RunConfig:
-        needs = {"lr_drops": self.lr_schedule == "step", "averaging_decay": self.averaging is not None}
-        needs |= dict.fromkeys({"alpha", "beta", "sharpness", "gain"} - _unused(dict(self)), True)
-        missing = [name for name, needed in needs.items() if needed and getattr(self, name) is None]
+        # None stands for "unused" in a setting whose default is a value, and for nothing else
+        own = {name for name, field in type(self).model_fields.items() if field.default is not None}
+        used = (own | {"lr_drops", "averaging_decay"}) - {"epsilon_larger"} - _unused(dict(self))
+        missing = [name for name in type(self).model_fields if name in used and getattr(self, name) is None]
         if missing:
-            raise ValueError(
-                f"{', '.join(missing)}: must be given with this lr_schedule, averaging, activation or norm"
-            )
+            raise ValueError(f"{', '.join(missing)}: must be given with these choices")
         # nothing of what was asked for would happen: the average would be the weights at the start
         for name in ("awp_from", "averaging_from"):
             first = getattr(self, name)
@@ -269,6 +268,17 @@ class RunConfig(BaseModel):
         if self.alpha is None or self.beta is None:
             return None
         return curvature(self.alpha, self.beta)
+
+    @property
+    def equal_curvature(self) -> float | None:
+        """max |sigma''| of RCT-AF, or of ELU or GELU at their sharpness; None for the other activations.
+
+        To ten digits, so that equal ones compare equal: a grid gives alpha and sharpness to twelve.
+        """
+        found = self.curvature
+        if self.sharpness is not None:
+            found = self.sharpness * BASELINE_CURVATURES[self.activation]
+        return None if found is None else float(f"{found:.10g}")
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> RunConfig:

@@ -162,7 +162,7 @@ def load_all() -> list[Record]:
 
 
 def table(records: Iterable[Record]) -> pd.DataFrame:
-    """One row per record: ``id``, ``kept``, ``curvature``, every setting, every scalar metric.
+    """One row per record: ``id``, ``kept``, every setting, every scalar metric, ``curvature`` (of the settings).
 
     Nested metrics are flattened with dots, e.g. ``autoattack.robust_accuracy``.
     """
@@ -170,18 +170,13 @@ def table(records: Iterable[Record]) -> pd.DataFrame:
         {
             "id": record.run_id,
             "kept": record.kept,
-            "curvature": _same_for_all_orders(record.config.curvature),
             **record.config.model_dump(mode="json"),
             **_flat(record.metrics),
+            "curvature": record.config.equal_curvature,  # after the metrics, which hold it with all its digits
         }
         for record in records
     ]
     return pd.DataFrame(rows)
-
-
-def _same_for_all_orders(curvature: float | None) -> float | None:
-    """Ten digits: an order whose maximum is no power of 2 has its alpha, and so its curvature, rounded at the 12th."""
-    return None if curvature is None else float(f"{curvature:.10g}")
 
 
 def to_csv(records: Iterable[Record]) -> str:

@@ -16,12 +16,10 @@ from rctaf.verdicts import (
     BAND,
     FIT_CURVATURES,
     LOSSES,
-    MIN_SEEDS,
     by_order,
     column_of,
-    complete_seeds,
     places,
-    too_few_seeds,
+    rows_to_judge,
 )
 from rctaf.words import count, listed, points, typeset
 
@@ -58,10 +56,10 @@ def strength(frame: pd.DataFrame, strong: str) -> str:
     """
     if strong not in list(STRENGTHS)[1:] or not {strong, "pgd20_accuracy"} <= set(frame):
         return ""
-    rows = complete_seeds(frame[frame["pgd20_accuracy"].notna()], strong)
+    _, rows, stop = rows_to_judge("", frame[frame["pgd20_accuracy"].notna()], strong)
+    if stop:
+        return stop.measured
     seeds = rows["seed"].nunique()
-    if seeds < MIN_SEEDS:
-        return too_few_seeds(seeds, MIN_SEEDS)
     name = STRENGTHS[strong]
     lines, grows, unseen, own = [], [], [], []
     for beta, part in by_order(rows).items():
@@ -165,13 +163,10 @@ def larger_budget(frame: pd.DataFrame) -> str:
     columns = ["pgd20_accuracy", "pgd20_larger_accuracy"]
     if not set(columns) <= set(frame):
         return ""
-    rows = complete_seeds(frame[frame[columns[0]].notna()], columns[1])
+    _, rows, stop = rows_to_judge("", frame[frame[columns[0]].notna()], columns[1], curvatures=FIT_CURVATURES)
+    if stop:
+        return stop.measured
     seeds = rows["seed"].nunique()
-    if seeds < MIN_SEEDS:
-        return too_few_seeds(seeds, MIN_SEEDS)
-    if (fewest := rows.groupby("beta")["curvature"].nunique().min()) < FIT_CURVATURES:
-        few = f"An order has at least {MIN_SEEDS} seeds at only {count(fewest, 'curvature')}"
-        return f"{few}; {FIT_CURVATURES} are needed."
     budgets = [rows[name].iloc[0] for name in ("epsilon_eval", "epsilon_larger")]
     budgets[0] = budgets[0] or rows["epsilon"].iloc[0]
     found = [places(rows, column, "max") for column in columns]
@@ -205,10 +200,10 @@ def training_and_test(records: Sequence[Record]) -> pd.DataFrame:
 
 def gap(frame: pd.DataFrame, value: str) -> str:
     """How training and test accuracy differ along the curvature, from :func:`training_and_test`, as Markdown."""
-    rows = complete_seeds(frame[frame["robust_gap"].notna()], value)
+    _, rows, stop = rows_to_judge("", frame[frame["robust_gap"].notna()], value)
+    if stop:
+        return stop.measured
     seeds = rows["seed"].nunique()
-    if seeds < MIN_SEEDS:
-        return too_few_seeds(seeds, MIN_SEEDS)
     lines, grows = [], []
     for beta, part in by_order(rows).items():
         gaps, best = _by_curvature(part, "robust_gap"), _best(_by_curvature(part, value))
@@ -242,10 +237,10 @@ def sigma_share(frame: pd.DataFrame, loss: str) -> str:
     """How large the part of σ″ is beside the Gauss-Newton part, over the grid, and what is measured for ReLU."""
     column = f"hessian_{loss}.sigma_share"
     logs = frame.assign(log=np.log(frame[column]))
-    rows = complete_seeds(logs, "log")
+    _, rows, stop = rows_to_judge("", logs, "log")
+    if stop:
+        return stop.measured
     seeds = rows["seed"].nunique()
-    if seeds < MIN_SEEDS:
-        return too_few_seeds(seeds, MIN_SEEDS)
     means = cell_means(rows, "log")
     order = means["value"].to_numpy(float).argsort()
     ends = [means.iloc[int(order[end])] for end in (0, -1)]

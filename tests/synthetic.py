@@ -50,9 +50,9 @@ def attacked(config, value: float) -> dict:
 
 
 def accuracy(config, peak: float, noise: float) -> float:
-    """A parabola in log curvature with its top at ``peak``, plus a seed effect and noise; ReLU is flat."""
+    """A parabola in log curvature with its top at ``peak``, plus a seed effect and noise; all but RCT-AF are flat."""
     rng = np.random.default_rng([config.seed, int(1000 * (config.alpha or 0)), config.beta or 0])
-    shape = 0.0 if config.curvature is None else -0.03 * math.log(config.curvature / peak) ** 2
+    shape = 0.0 if config.beta is None else -0.03 * math.log(config.curvature / peak) ** 2
     return 0.6 + shape + 0.01 * np.random.default_rng(config.seed).standard_normal() + noise * rng.standard_normal()
 
 
@@ -108,8 +108,8 @@ def other_runs(
 
     def frame(path, chosen):
         cells = [c for c in Grid.load(ROOT / path).cells().values() if chosen(c)]
-        rows = controls.with_equal_curvature(
-            pd.DataFrame([{**c.model_dump(mode="json"), "curvature": c.curvature} for c in cells])
+        rows = controls.with_rms_at_start(
+            pd.DataFrame([{**c.model_dump(mode="json"), "curvature": c.equal_curvature} for c in cells])
         )
         distance = np.log2(rows[label] / peak) if peak else 0.0
         noise = np.random.default_rng(0).normal(0, 1e-3, len(rows)) + 0.01 * rows["seed"]
@@ -126,7 +126,7 @@ def other_runs(
 def harmed_runs(value: str, lost: dict) -> pd.DataFrame:
     """Runs of control (h): in each arm networks of max|sigma''| = 7 are a share ``lost`` below those of 1."""
     cells = Grid.load(ROOT / "grids/fashion/controls/harm.yaml").cells().values()
-    frame = pd.DataFrame([{**c.model_dump(mode="json"), "curvature": c.curvature} for c in cells])
+    frame = pd.DataFrame([{**c.model_dump(mode="json"), "curvature": c.equal_curvature} for c in cells])
     frame = controls.harm_arms(frame)
     noise = np.random.default_rng(1).normal(0, 5e-4, len(frame)) + 0.01 * frame["seed"]
     return frame.assign(**{value: 0.7 - frame["arm"].map(lost) * (frame["curvature"] > 1) + noise})

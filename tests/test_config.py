@@ -180,6 +180,7 @@ def test_curvature_axis(tmp_path):
     for config, wanted in zip(cells, [0.5, 7.0] * 4, strict=True):
         assert config.curvature == pytest.approx(wanted, rel=1e-11)  # ids keep 12 digits
         assert curvature(config.alpha, config.beta) == config.curvature
+        assert config.equal_curvature == wanted
     # the closed form alpha 2^(beta - 2) holds up to order 4
     assert [c.alpha for c in cells[:6]] == [2, 28, 1, 14, 0.5, 7]
     assert RunConfig(activation="relu").curvature is None

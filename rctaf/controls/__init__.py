@@ -10,7 +10,6 @@ from rctaf.controls.common import (
     POST_HOC,
     common_seeds,
     complete,
-    equal_curvature,
     higher,
     of_family,
     orders_alike,
@@ -35,7 +34,7 @@ from rctaf.controls.labels import (
     other_functions_at_equal_rms,
     scatter_about_curve,
     shared_curvatures,
-    with_equal_curvature,
+    with_rms_at_start,
     with_rms_curvature,
 )
 from rctaf.controls.scale import (
@@ -61,7 +60,6 @@ __all__ = [
     "POST_HOC",
     "common_seeds",
     "complete",
-    "equal_curvature",
     "gain",
     "gain_arms",
     "gain_differences",
@@ -85,6 +83,6 @@ __all__ = [
     "shared_curvatures",
     "twins",
     "weight_decay",
-    "with_equal_curvature",
+    "with_rms_at_start",
     "with_rms_curvature",
 ]

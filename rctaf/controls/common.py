@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from rctaf.config import Grid, RunConfig
-from rctaf.family import BASELINE_CURVATURES
 from rctaf.records import Record, table
 from rctaf.statistics import Estimate, holm, orders_coincide, paired_difference
 from rctaf.verdicts import (
@@ -44,16 +43,8 @@ def of_family(config: RunConfig) -> bool:
 
 def twins(grid: Grid) -> Callable[[RunConfig], bool]:
     """Chooses the RCT-AF runs of another grid that have a curvature and seed of this one."""
-    places = {(equal_curvature(config), config.seed) for config in grid.cells().values()}
-    return lambda config: config.curvature is not None and (equal_curvature(config), config.seed) in places
-
-
-def equal_curvature(config: RunConfig) -> float | None:
-    """max|sigma''|, rounded so that equal ones compare equal, of RCT-AF and of ELU and GELU; None for others."""
-    found = config.curvature
-    if config.sharpness is not None:
-        found = config.sharpness * BASELINE_CURVATURES[config.activation]
-    return None if found is None else round(found, 9)
+    places = {(config.equal_curvature, config.seed) for config in grid.cells().values()}
+    return lambda config: of_family(config) and (config.equal_curvature, config.seed) in places
 
 
 def common_seeds(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -104,7 +95,7 @@ def orders_alike(rows: pd.DataFrame, value: str, label: str, name: str) -> tuple
     Supported: every pair is equivalent within ``MARGIN`` at every place (two one-sided tests, p < 0.05 each). Not
     supported: some pair differs at some place (p < 0.05 after Holm). Else undecided.
     """
-    pairs = orders_coincide(rows.assign(curvature=rows[label].round(9)), value, below=math.inf, margin=MARGIN)
+    pairs = orders_coincide(rows.assign(curvature=rows[label]), value, below=math.inf, margin=MARGIN)
     words = "; ".join(
         f"order {p['orders']}: {100 * p['difference']:+.2f} on average, largest "
         f"{points(Estimate.of(p, 'largest'))} at {name} {p['at']:.3g}"

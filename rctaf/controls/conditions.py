@@ -19,7 +19,7 @@ CHANCE = 0.2  # ten classes; a network below twice the 10 % of guessing has lear
 
 def learned_where(frame: pd.DataFrame) -> pd.DataFrame:
     """By curvature (the index): how many ``runs`` there are, and how many ``learned`` (``CHANCE``)."""
-    learned = frame["clean_accuracy"].groupby(frame["curvature"].round(9))
+    learned = frame["clean_accuracy"].groupby(frame["curvature"])
     return pd.DataFrame({"runs": learned.size(), "learned": learned.agg(lambda v: int((v >= CHANCE).sum()))})
 
 
@@ -40,10 +40,10 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
 
     def where_all_learned(frame: pd.DataFrame) -> pd.DataFrame:
         counts = learned_where(frame)
-        return frame[frame["curvature"].round(9).isin(counts.index[counts["learned"] == counts["runs"]])]
+        return frame[frame["curvature"].isin(counts.index[counts["learned"] == counts["runs"]])]
 
     def places(frame: pd.DataFrame) -> list[float]:
-        return sorted(set(frame["curvature"].round(9)))
+        return sorted(set(frame["curvature"]))
 
     def all_learn(frame: pd.DataFrame) -> tuple[str, str]:
         counts = learned_where(frame)
@@ -60,15 +60,14 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
         )
 
     def variance(rows: pd.DataFrame) -> np.ndarray:
-        means = rows.assign(c=rows["curvature"].round(9)).pivot_table(values=value, index="seed", columns="c")
+        means = rows.pivot_table(values=value, index="seed", columns="curvature")
         return variance_over_cells(100 * means.to_numpy(float))
 
     def more(frame: pd.DataFrame) -> tuple[str, str]:
         frame = where_all_learned(frame)
         plain = with_norm.reindex(columns=frame.columns)  # an empty frame has no columns
         cells, other = (
-            pd.MultiIndex.from_arrays([f["seed"], f["beta"].astype(float), f["curvature"].astype(float).round(9)])
-            for f in (frame, plain)
+            pd.MultiIndex.from_arrays([f["seed"], f["beta"].astype(float), f["curvature"]]) for f in (frame, plain)
         )
         frame, plain = frame[cells.isin(other)], plain[other.isin(cells)]
         if frame["seed"].nunique() < MIN_SEEDS or len(places(frame)) < 2:

@@ -68,7 +68,7 @@ def not_alone(frame: pd.DataFrame, label: str) -> pd.Series:
 
 def shared_curvatures(frame: pd.DataFrame, label: str) -> list[float]:
     """The curvatures at which every run is :func:`not_alone`."""
-    every = not_alone(frame, label).groupby(frame["curvature"].round(9)).all()
+    every = not_alone(frame, label).groupby(frame["curvature"]).all()
     return [float(c) for c in every.index[every]]
 
 
@@ -105,7 +105,7 @@ def _closer(frame: pd.DataFrame, value: str, label: str, lines: str) -> tuple[st
     shared = shared_curvatures(frame, label)
     if len(shared) < 3:
         return f"The {lines} share fewer than three curvatures along both labels.", "not testable"
-    rows = frame[frame["curvature"].round(9).isin(shared)]
+    rows = frame[frame["curvature"].isin(shared)]
     scored = not_alone(rows, label)
     along, other = (scatter_about_curve(rows, value, name, scored) for name in ("curvature", label))
     words = (
@@ -168,13 +168,9 @@ def orders(equal: pd.DataFrame, equal_rms: pd.DataFrame, value: str) -> list[Ver
 # --- (g) functions outside the family --------------------------------------------------------------------------------
 
 
-def with_equal_curvature(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of RCT-AF, ELU and GELU with ``curvature``, as :func:`equal_curvature`, and ``rms_start``."""
-    if frame.empty:
-        return frame
-    of_others = frame["sharpness"].astype(float) * frame["activation"].map(BASELINE_CURVATURES)
-    equal = frame["curvature"].astype(float).fillna(of_others).round(9)
-    return frame.assign(curvature=equal, rms_start=_rms_at_start(frame))
+def with_rms_at_start(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of RCT-AF, ELU and GELU with the column ``rms_start``."""
+    return frame.assign(rms_start=_rms_at_start(frame)) if len(frame) else frame
 
 
 def _at_each(
@@ -200,7 +196,7 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
     been seen.
 
     Args:
-        others: rows from :func:`with_equal_curvature`.
+        others: rows from :func:`with_rms_at_start`.
         family: likewise, of RCT-AF at the same curvatures; seeds without them are left out.
     """
     others, family = common_seeds(others, family)
@@ -238,7 +234,7 @@ def other_functions_at_equal_rms(others: pd.DataFrame, family: pd.DataFrame, val
     are shared with control (d), had been seen, and so had the runs of ELU and GELU at equal max|sigma''|.
 
     Args:
-        others: rows from :func:`with_equal_curvature`.
+        others: rows from :func:`with_rms_at_start`.
         family: likewise, of RCT-AF at the same rms curvatures; seeds without them are left out.
     """
     others, family = common_seeds(others, family)

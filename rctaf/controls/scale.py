@@ -33,7 +33,7 @@ def gain_differences(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     A row per pair: ``arm`` (which partner), ``seed``, ``curvature`` of the run of gain 10, ``difference`` and ``id``
     (of both runs).
     """
-    rows = gain_arms(frame).round({"curvature": 9})
+    rows = gain_arms(frame)
     plain = rows[rows["arm"] == PLAIN].set_index(["seed", "curvature"])
     pairs = [
         {
@@ -132,7 +132,7 @@ def learned_alpha(frame: pd.DataFrame, layers: pd.DataFrame, value: str) -> list
     def finals(frame: pd.DataFrame) -> pd.DataFrame:
         """log final max|sigma''|, a row per seed and a column per start."""
         mine = layers[layers["id"].isin(frame["id"])]
-        logs = mine.assign(log_final=np.log(mine["final"]), start=mine["start"].round(9))
+        logs = mine.assign(log_final=np.log(mine["final"]))
         return logs.pivot_table(values="log_final", index="seed", columns="start")
 
     def one_place(frame: pd.DataFrame) -> tuple[str, str]:
@@ -165,7 +165,7 @@ def learned_alpha(frame: pd.DataFrame, layers: pd.DataFrame, value: str) -> list
     def helps(frame: pd.DataFrame) -> dict[float, tuple[Difference, float]]:
         """By start: learned minus fixed, and its p-value after Holm."""
         learned = frame["alpha_learned"].astype(bool)
-        one, other = (dict(iter(f.groupby(f["curvature"].round(9)))) for f in (frame[learned], frame[~learned]))
+        one, other = (dict(iter(f.groupby(f["curvature"]))) for f in (frame[learned], frame[~learned]))
         tests = {start: paired_difference(by_seed(one[start], value), by_seed(other[start], value)) for start in one}
         p = holm([test.p_different for test in tests.values()])
         return dict(zip(tests, zip(tests.values(), p.tolist(), strict=True), strict=True))
@@ -217,9 +217,7 @@ def weight_decay(frame: pd.DataFrame, value: str) -> list[Verdict]:
 
     def judge(frame: pd.DataFrame) -> tuple[str, str]:
         decayed = frame["decay_gains"].astype(bool)
-        with_decay, without = (
-            dict(iter(f.groupby(f["curvature"].round(9)))) for f in (frame[decayed], frame[~decayed])
-        )
+        with_decay, without = (dict(iter(f.groupby(f["curvature"]))) for f in (frame[decayed], frame[~decayed]))
         return same({f"max|σ″| {c:g}": (without[c], with_decay[c]) for c in sorted(without)}, value)
 
     claim = "Weight decay on gains and biases plays no part: without it, robustness is the same at every max|σ″|."
