@@ -12,11 +12,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from rctaf.config import Grid
-from rctaf.controls import AS_BEFORE, CHANGES, common_seeds, harm_arms
-from rctaf.controls import harm as rules_of_harm
-from rctaf.controls import longer as rules_of_longer
-from rctaf.controls import other_functions as rules_of_others
-from rctaf.controls import other_functions_at_equal_rms as rules_at_equal_rms
+from rctaf.controls import AS_BEFORE, CHANGES, FALLEN, common_seeds, fallen, harm_arms
 from rctaf.family import BASELINE_CURVATURES
 from rctaf.names import ACTIVATIONS, DATASETS
 from rctaf.records import Record
@@ -218,16 +214,35 @@ def hessian(frame: pd.DataFrame, value: str) -> str:
     return words
 
 
-def longer(judged: pd.DataFrame, value: str) -> list[Answer]:
-    """What longer training changes: the complete seeds of control (f), see :func:`rctaf.controls.longer`."""
+_AFTER_LONG_TRAINING = (  # in words: the verdicts on a hill, on the rise below 4 and on the fall beyond 10
+    {"supported": "a hill", "undecided": "not shown to be a hill", "not supported": "not a hill"},
+    {
+        "supported": "higher at 4 than below",
+        "undecided": "not shown to rise below 4",
+        "not supported": "not rising below 4",
+    },
+    {
+        "supported": "lower beyond 10 in every order",
+        "undecided": "not shown to be lower beyond 10 in every order",
+        "not supported": "not lower beyond 10 in every order",
+    },
+)
+
+
+def longer(judged: pd.DataFrame, value: str, verdicts: Sequence[Verdict]) -> list[Answer]:
+    """What longer training changes: the complete seeds of control (f), and what :func:`rctaf.controls.longer` says."""
     if judged.empty or judged["seed"].nunique() < MIN_SEEDS:
         return []
     lengths, smallest = judged["epochs"], judged["curvature"].min()
     least, most = lengths.min(), lengths.max()
     found = by_order(judged)
     data = DATASETS[judged["dataset"].iloc[0]]
-    verdicts = rules_of_longer(judged, value, data)  # the peak in each order, then the two ranges against 1 likewise
-    favours_small, favours_band = (verdicts[n * len(found) : (n + 1) * len(found)] for n in (1, 2))
+    # the peak in each order, the two ranges against 1 likewise, and three on all orders
+    favours_small, favours_band, together = (
+        verdicts[len(found) : 2 * len(found)],
+        verdicts[2 * len(found) : 3 * len(found)],
+        verdicts[3 * len(found) :],
+    )
     peaks = []
     for order, rows in found.items():
         first, top = (places(rows[rows["epochs"] == n], value, "max")[0] for n in (least, most))
@@ -254,12 +269,18 @@ def longer(judged: pd.DataFrame, value: str) -> list[Answer]:
     )
     if judged["seed"].nunique() >= BOOTSTRAP_SEEDS:
         words += f" The best max|σ″| is then {listed(peaks)}."
+    said = [
+        outcomes[verdict.outcome]
+        for outcomes, verdict in zip(_AFTER_LONG_TRAINING, together, strict=True)
+        if verdict.outcome in outcomes
+    ]
+    if said:
+        words += f" Robustness is then {', '.join(said)}."
     return [(f"Longer training, {data}", typeset(words))]
 
 
-def harm(judged: pd.DataFrame, value: str) -> list[Answer]:
-    """What mends the harm of longer training: the complete seeds of control (h), see :func:`rctaf.controls.harm`."""
-    verdicts = rules_of_harm(judged, value)
+def harm(judged: pd.DataFrame, value: str, verdicts: Sequence[Verdict]) -> list[Answer]:
+    """What mends the harm of longer training: complete seeds of (h), and what :func:`rctaf.controls.harm` says."""
     if any(verdict.outcome == "not testable" for verdict in verdicts):
         return []
     means = harm_arms(judged).pivot_table(values=value, index="arm", columns="curvature")
@@ -273,18 +294,19 @@ def harm(judged: pd.DataFrame, value: str) -> list[Answer]:
         f"with {arm} {gap[arm]:+.1f} ({said[verdict.outcome]})"
         for arm, verdict in zip(CHANGES, verdicts[::2], strict=True)
     ]
-    data = DATASETS[judged["dataset"].iloc[0]]
+    data, below = DATASETS[judged["dataset"].iloc[0]], fallen(judged, value)
+    single = [f"{below[arm][7.0]} with {arm}" for arm in CHANGES]
     words = (
         f"After {judged['epochs'].iloc[0]:g} epochs networks of max|σ″| = 7 differ from those of 1 by "
-        f"{gap[AS_BEFORE]:+.1f} points (order 1, {AS_BEFORE}); {listed(changes)}."
+        f"{gap[AS_BEFORE]:+.1f} points (order 1, {AS_BEFORE}); {listed(changes)}. Single networks of 7 keep their "
+        f"robustness or lose most of it: below {100 * FALLEN:g} % are {below[AS_BEFORE][7.0]}, and {listed(single)}."
     )
     return [(f"Harm of longer training, {data}", typeset(words))]
 
 
-def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> list[Answer]:
-    """What functions outside the family do: control (g), see :func:`rctaf.controls.other_functions`."""
+def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str, judged: Sequence[Verdict]) -> list[Answer]:
+    """What functions outside the family do: control (g), judged by :func:`rctaf.controls.other_functions`."""
     others, family = common_seeds(others, family)
-    judged = rules_of_others(others, family, value)
     if any(verdict.outcome == "not testable" for verdict in judged):
         return []
     tops = []
@@ -303,10 +325,11 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
     return [("Outside the family", typeset(words))]
 
 
-def other_functions_at_equal_rms(others: pd.DataFrame, family: pd.DataFrame, value: str) -> list[Answer]:
-    """The same at equal rms curvature: see :func:`rctaf.controls.other_functions_at_equal_rms`."""
+def other_functions_at_equal_rms(
+    others: pd.DataFrame, family: pd.DataFrame, value: str, judged: Sequence[Verdict]
+) -> list[Answer]:
+    """The same at equal rms curvature, judged by :func:`rctaf.controls.other_functions_at_equal_rms`."""
     others, family = common_seeds(others, family)
-    judged = rules_at_equal_rms(others, family, value)
     if any(verdict.outcome == "not testable" for verdict in judged):
         return []
     words = f"{against_family(others, family, judged, 'rms_start', value)}."

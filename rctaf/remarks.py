@@ -187,15 +187,15 @@ def larger_budget(frame: pd.DataFrame) -> str:
     )
 
 
-def training_and_test(records: Sequence[Record]) -> pd.DataFrame:
-    """:func:`rctaf.records.table` with ``robust_gap``: accuracy under the training attack minus test under PGD-20.
+def training_and_test(records: Sequence[Record], tested: str = "pgd20_accuracy") -> pd.DataFrame:
+    """:func:`rctaf.records.table` with ``robust_gap``: accuracy under the training attack minus the column ``tested``.
 
     The first is that of the last epoch, in training mode, while the weights still change; NaN where nothing was
     attacked in training.
     """
     frame = table(records)
     last = [r.history.get("train_robust_accuracy", [math.nan])[-1] for r in records]
-    return frame.assign(robust_gap=np.array(last, float) - frame.get("pgd20_accuracy", math.nan))
+    return frame.assign(robust_gap=np.array(last, float) - frame.get(tested, math.nan))
 
 
 def gap(frame: pd.DataFrame, value: str) -> str:

@@ -206,9 +206,22 @@ def test_the_list_escapes_what_it_is_given():
     )
 
 
+def others_in_short(others, family):
+    return in_short.other_functions(others, family, VALUE, controls.other_functions(others, family, VALUE))
+
+
+def at_equal_rms(others, family):
+    judged = controls.other_functions_at_equal_rms(others, family, VALUE)
+    return in_short.other_functions_at_equal_rms(others, family, VALUE, judged)
+
+
+def longer_in_short(rows):
+    return in_short.longer(rows, VALUE, controls.longer(rows, VALUE, "some data"))
+
+
 def test_functions_outside_the_family():
     others, family = other_runs(VALUE, {"elu": -0.03}, peak=1)
-    ((head, words),) = in_short.other_functions(others, family, VALUE)
+    ((head, words),) = others_in_short(others, family)
     assert head == "Outside the family"
     assert re.search(
         r"ELU and RCT-AF are not equally robust \(largest mean difference, ELU minus RCT-AF, \u2212(2\.9|3\.[01]) ",
@@ -217,20 +230,20 @@ def test_functions_outside_the_family():
     assert "GELU and RCT-AF are equally robust" in words
     assert re.search(r"Most robust are ELU at (0\.9\d?|1|1\.\d) \(0\.71 to 1\.4\) and GELU at ", words)
     assert words.endswith("lie closer to one curve along max|σ″| than along the rms curvature (of normal inputs).")
-    ((_, by_rms),) = in_short.other_functions(*other_runs(VALUE, {}, peak=1, label="rms_start"), VALUE)
+    ((_, by_rms),) = others_in_short(*other_runs(VALUE, {}, peak=1, label="rms_start"))
     assert by_rms.endswith("lie closer to one curve along the rms curvature (of normal inputs) than along max|σ″|.")
     flat = "; a plateau or at the edge of the grid)"
     assert flat not in words
-    ((_, words),) = in_short.other_functions(*other_runs(VALUE, {}), VALUE)  # no curve has a top
+    ((_, words),) = others_in_short(*other_runs(VALUE, {}))  # no curve has a top
     assert words.count(flat) == 2
     assert "\u22120.0 points" not in words
-    assert in_short.other_functions(others.iloc[:0], family, VALUE) == []
-    assert in_short.other_functions(others[others["seed"] < 4], family, VALUE) == []  # a peak needs five
+    assert others_in_short(others.iloc[:0], family) == []
+    assert others_in_short(others[others["seed"] < 4], family) == []  # a peak needs five
 
 
 def test_functions_outside_the_family_at_equal_rms_curvature():
     others, family = other_runs(VALUE, {"elu": -0.03}, 1, "rms_start", at_equal_rms=True)
-    ((head, words),) = in_short.other_functions_at_equal_rms(others, family, VALUE)
+    ((head, words),) = at_equal_rms(others, family)
     assert head == "Outside the family, at equal rms curvature"
     assert re.match(
         r"ELU and RCT-AF are not equally robust \(largest mean difference, ELU minus RCT-AF, "
@@ -238,7 +251,7 @@ def test_functions_outside_the_family_at_equal_rms_curvature():
         words,
     )
     few = family[family["seed"] < 2]
-    assert in_short.other_functions_at_equal_rms(others, few, VALUE) == []
+    assert at_equal_rms(others, few) == []
 
 
 def test_longer_training():
@@ -246,10 +259,10 @@ def test_longer_training():
         return longer_runs(VALUE, long_peak, catches_up)
 
     few = world(1, 0)
-    assert in_short.longer(few[few["seed"] < 2], VALUE) == []
-    ((head, same),) = in_short.longer(few, VALUE)
+    assert longer_in_short(few[few["seed"] < 2]) == []
+    ((head, same),) = longer_in_short(few)
     assert head == "Longer training, digits"
-    ((_, four),) = in_short.longer(few[few["seed"] < 4], VALUE)  # a peak needs five
+    ((_, four),) = longer_in_short(few[few["seed"] < 4])  # a peak needs five
     assert "The best" in same
     assert "The best" not in four
     eight = r"\u2212(7\.9|8\.[01])"
@@ -258,11 +271,11 @@ def test_longer_training():
         same,
     )
     assert re.search(r"then (0\.9\d?|1|1\.\d) \(0\.71 to 1\.4\) in place of (0\.9\d?|1|1\.\d) in order 0, ", same)
-    ((_, moved),) = in_short.longer(world(0.25, 1), VALUE)
+    ((_, moved),) = longer_in_short(world(0.25, 1))
     assert re.search(rf"networks at max\|σ″\| = 0\.25 gain on those at 1 in order 0 \(from {eight} to \+", moved)
     assert "then 0.25 (0.25 to 0." in moved
     assert moved.count("; a plateau or at the edge of the grid) in place of") == 3
-    ((head, fashion),) = in_short.longer(longer_runs(VALUE, 0.25, 1, "fashion"), VALUE)
+    ((head, fashion),) = longer_in_short(longer_runs(VALUE, 0.25, 1, "fashion"))
     assert head == "Longer training, Fashion-MNIST"
     assert "Trained for 40 epochs in place of 10" in fashion
     assert "at max|σ″| = 0.25 gain on those at 1 in order 1 (from" in fashion
@@ -270,16 +283,23 @@ def test_longer_training():
     band = re.search(r"from 4 to 10 lose against those at 1 in order 1 \(from (\S+) to (\S+) points\)", fashion)
     assert [float(x.replace("\u2212", "-")) for x in band.groups()] == pytest.approx(lost, abs=0.15)
     mixed = pd.concat([few[few["beta"] < 2], world(1, -0.5)[lambda rows: rows["beta"] == 2]])
-    ((_, worse),) = in_short.longer(mixed, VALUE)
+    ((_, worse),) = longer_in_short(mixed)
     assert "and order 1 (from" in worse
+    hill = "Robustness is then a hill, not rising below 4, lower beyond 10 in every order."
+    assert same.endswith(hill)
+    assert moved.endswith("Robustness is then not a hill, not rising below 4, lower beyond 10 in every order.")
+    assert "Robustness is then" in fashion
+    assert "beyond 10" not in fashion.partition("Robustness is then")[2]  # not run there
+    later = longer_in_short(world(6.3, 0))[0][1]
+    assert later.endswith("Robustness is then a hill, higher at 4 than below, lower beyond 10 in every order.")
     assert re.search(rf"lose against those at 1 in order 2 \(from {eight} to \u221212\.\d points\)", worse)
 
 
 def test_harm_of_longer_training():
     def answer(single, stronger, seeds=5):
         lost = dict(zip((controls.AS_BEFORE, *controls.CHANGES), (0.3, single, stronger, 0.2), strict=True))
-        rows = harmed_runs(VALUE, lost)
-        return in_short.harm(rows[rows["seed"] < seeds], VALUE)
+        rows = harmed_runs(VALUE, lost)[lambda made: made["seed"] < seeds]
+        return in_short.harm(rows, VALUE, controls.harm(rows, VALUE))
 
     assert answer(0, 0, seeds=2) == []
     ((head, mended),) = answer(0.02, 0.3)
@@ -294,4 +314,7 @@ def test_harm_of_longer_training():
     )
     ((_, worse),) = answer(0.4, 0.1)
     assert "(more harm), with 10 attack steps" in worse
-    assert worse.endswith("(less harm).")
+    assert "(less harm). Single networks" in worse
+    ends = "and 5 of 5 with single precision, 0 of 5 with 10 attack steps and 0 of 5 with PGD."
+    assert worse.endswith(ends)  # at 1 robustness is 70 to 74 %
+    assert "below 40\u00a0% are 0 of 5, and" in worse

@@ -186,6 +186,10 @@ def test_training_and_test():
         told, change = line.removeprefix(f"- order {beta}: ").split("; from ")
         assert numbers(told) == wanted
         assert numbers(change) == [1, 25, *interval(gaps[25] - gaps[1])]
+    by_strong = remarks.training_and_test(made, "screening_accuracy")
+    assert (by_strong["robust_gap"] - frame["robust_gap"]).to_numpy() == pytest.approx(
+        (frame["pgd20_accuracy"] - frame["screening_accuracy"]).to_numpy()
+    )
     standard = fill(grid(method="standard"), peak=1.0, hessian_least=1.0)
     assert "3 are needed" in remarks.gap(remarks.training_and_test(standard), "screening_accuracy")
 

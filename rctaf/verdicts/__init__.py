@@ -2,8 +2,9 @@
 
 A verdict is a rule applied to an estimate with its interval; the rules are in the docstrings. They were last changed on
 ``RULES_CHANGED``, after the runs of ``SEEN`` had been looked at: for these they are post hoc. Two of the
-rules in :func:`figure_3` came later (``ADDED_WHEN``). A scale with fewer than ``MIN_SEEDS`` seeds is never judged, as
-one run per cell cannot tell a difference from seed noise; a rule that resamples seeds needs ``BOOTSTRAP_SEEDS``.
+rules in :func:`figure_3` came later (``ADDED_WHEN``), and :func:`trend_below` was made stricter (``CHANGED_WHEN``). A
+scale with fewer than ``MIN_SEEDS`` seeds is never judged, as one run per cell cannot tell a difference from seed noise;
+a rule that resamples seeds needs ``BOOTSTRAP_SEEDS``.
 """
 
 from rctaf.verdicts.common import (
@@ -13,6 +14,8 @@ from rctaf.verdicts.common import (
     BAND,
     BOOTSTRAP_SEEDS,
     CEILING,
+    CHANGED,
+    CHANGED_WHEN,
     FIT_CURVATURES,
     MARGIN,
     MIN_SEEDS,
@@ -76,6 +79,8 @@ __all__ = [
     "BAND",
     "BOOTSTRAP_SEEDS",
     "CEILING",
+    "CHANGED",
+    "CHANGED_WHEN",
     "FIT_CURVATURES",
     "LOSSES",
     "MARGIN",

@@ -10,9 +10,11 @@ import pandas as pd
 
 from rctaf.statistics import paired_difference, spearman, trend
 from rctaf.verdicts.common import (
+    ADDED_MARK,
     BAND,
     BOOTSTRAP_SEEDS,
     CEILING,
+    CHANGED,
     MIN_SEEDS,
     Verdict,
     column_of,
@@ -122,9 +124,10 @@ def relu_is_sharper(frame: pd.DataFrame, loss: str) -> Verdict:
 def clean_accuracy_falls_below(frame: pd.DataFrame) -> Verdict:
     """Fig. 7 right: standard training loses clean accuracy below 4. Rule: see :func:`trend_below`."""
     claim = "In standard training, clean accuracy falls as max|σ″| decreases below 4 (trend, mean of the orders)."
-    found = replace(trend_below(claim, frame, "clean_accuracy"), topic="Fig. 7: clean accuracy falls below 4")
+    found = trend_below(claim, frame, "clean_accuracy")
+    found = replace(found, topic=f"Fig. 7: clean accuracy falls below 4 {ADDED_MARK}")
     if found.outcome == "not testable":
-        return found
+        return replace(found, measured=f"{found.measured} {CHANGED}")
     rows = complete_seeds(frame, "clean_accuracy")
     means = rows.groupby(["beta", "curvature"])["clean_accuracy"].mean()
     high = trend(rows[rows["curvature"] < BAND[0]], "clean_accuracy").high
@@ -135,7 +138,7 @@ def clean_accuracy_falls_below(frame: pd.DataFrame) -> Verdict:
     )
     if means.min() > CEILING:
         words += "; this close to 100 %, the task can hardly show a loss of expressivity"
-    return replace(found, measured=f"{found.measured} {words}.")
+    return replace(found, measured=f"{found.measured} {words}. {CHANGED}")
 
 
 def figure_7(frame: pd.DataFrame, value: str) -> list[Verdict]:
