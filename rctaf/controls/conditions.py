@@ -218,10 +218,10 @@ def fallen(frame: pd.DataFrame, value: str) -> dict[str, dict[float, str]]:
 
     A network keeps its robustness or loses most of it, and a mean over both kinds describes neither.
     """
-    counts = harm_arms(frame).assign(below=frame[value] < FALLEN).groupby(["arm", "curvature"])["below"]
+    below = harm_arms(frame).assign(below=frame[value] < FALLEN).groupby(["arm", "curvature"])["below"]
     found: dict[str, dict[float, str]] = {}
-    for (arm, at), below in counts:
-        found.setdefault(str(arm), {})[float(at)] = f"{int(below.sum())} of {len(below)}"
+    for arm, at, fell, runs in below.agg(["sum", "size"]).reset_index().to_numpy():
+        found.setdefault(arm, {})[at] = f"{fell} of {runs}"
     return found
 
 
