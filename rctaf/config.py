@@ -153,7 +153,7 @@ class RunConfig(BaseModel):
     attack_steps: int | None = Field(5, ge=1, description="steps of the training attack")
     attack_step_size: str | None = Field(None, description="step of the training attack; None: epsilon / 4")
     attack_schedule: Literal["as_released", "as_intended"] | None = Field(
-        None, description="DAJAT's high budget in place of attack_steps and attack_step_size"
+        None, description="DAJAT's high budget, which DKL's code has too, in place of attack_steps and attack_step_size"
     )
     epsilon_ramp: bool | None = Field(False, description="the training budget grows linearly up to epsilon")
     lam: float | None = Field(6.0, gt=0, description="weight of the robust term (TRADES' 1/lambda)")
