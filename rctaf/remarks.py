@@ -9,7 +9,9 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from rctaf import paper
 from rctaf.evidence import STRENGTHS
+from rctaf.names import activation_name
 from rctaf.records import Record, table
 from rctaf.statistics import Estimate, cell_means, mean_interval
 from rctaf.verdicts import (
@@ -185,6 +187,40 @@ def larger_budget(frame: pd.DataFrame) -> str:
         f"The tested curvature with the highest mean under PGD-20 {same}. Place of the peak, {seeds} seeds:\n\n"
         + "\n".join(lines)
     )
+
+
+def tuned_by_earlier_seeds(frame: pd.DataFrame, value: str) -> str:
+    """RCT-AF tuned here against the common activations of Table 1, in each order and paired by seed, as Markdown.
+
+    The curvature of a seed is chosen by the seeds before it: the one with the highest mean over these. So no run is
+    compared where its own noise is high, as the best of a sweep is; the first seed only chooses.
+    """
+    _, rows, stop = rows_to_judge("", frame, value)
+    if stop:
+        return stop.measured
+    common = frame[frame["activation"].isin(paper.TABLE_1)].pivot_table(
+        values=value, index="seed", columns="activation"
+    )
+    common = common.reindex(sorted(set(rows["seed"]))).dropna(axis=1)
+    if common.empty:
+        return "No common activation of the table was run with these seeds."
+    names = common.mean().sort_values(ascending=False).index
+    lines = []
+    for beta, part in by_order(rows).items():
+        runs = _by_curvature(part, value)
+        before = runs.cumsum(axis=1).iloc[:, :-1].to_numpy(float).argmax(axis=0)
+        tuned = pd.Series(runs.to_numpy(float)[before, range(1, runs.shape[1])], index=runs.columns[1:])
+        differences = listed(
+            [
+                f"{points(mean_interval((tuned - common[name].iloc[1:]).to_numpy(float)))} to {activation_name(name)}"
+                for name in names
+            ]
+        )
+        at = listed([f"{c:g}" for c in sorted(set(runs.index[before]))])
+        lines.append(f"- order {beta:g}, at {at}: {differences}.")
+    seeds = rows["seed"].nunique()
+    head = f"95 % intervals over {count(seeds - 1, 'seed')}:"
+    return typeset(head + "\n\n" + "\n".join(lines))
 
 
 def training_and_test(records: Sequence[Record], tested: str = "pgd20_accuracy") -> pd.DataFrame:

@@ -165,6 +165,35 @@ def test_the_larger_budget():
     assert "at only 2 curvatures; 4 are needed." in remarks.larger_budget(table(few))
 
 
+def test_tuned_by_earlier_seeds_against_a_loop():
+    """Each seed is compared where the seeds before it have their highest mean, though its own may lie elsewhere."""
+    blocks = [{"axes": {"seed": SEEDS, "activation": ["relu", "gelu"]}}]
+    made = fill(grid(), peak=1.0, hessian_least=1.0, noise=0.03)
+    made += [r for r in fill(Grid(name="more", scale="s", blocks=blocks), peak=1.0, hessian_least=1.0) if r not in made]
+    made = list({r.run_id: r for r in made}.values())
+
+    def robust(r):
+        return r.metrics["screening_accuracy"]
+
+    head, bullets = remarks.tuned_by_earlier_seeds(table(made), "screening_accuracy").split("\n\n")
+    assert head == "95\u00a0% intervals over 4 seeds:"
+    common = {name: [robust(r) for r in made if r.config.activation == name] for name in ("relu", "gelu")}
+    assert {len(values) for values in common.values()} == {5}
+    ranked = sorted(common.values(), key=np.mean, reverse=True)
+    elsewhere = 0
+    for line, beta in zip(bullets.splitlines(), (0, 2), strict=True):
+        runs = {c: of(made, beta, c, robust) for c in CURVATURES}
+        chosen = [max(CURVATURES, key=lambda c, s=s: runs[c][:s].mean()) for s in range(1, 5)]
+        elsewhere += sum(runs[c][s] < max(r[s] for r in runs.values()) for s, c in enumerate(chosen, 1))
+        tuned = np.array([runs[c][s] for s, c in enumerate(chosen, 1)])
+        told, differences = line.removeprefix(f"- order {beta}, at ").split(": ")
+        assert numbers(told) == sorted(set(chosen))
+        assert numbers(differences) == [x for values in ranked for x in interval(tuned - np.array(values[1:]))]
+    assert elsewhere > 0
+    few = [r for r in made if r.config.activation != "relu" and r.config.activation != "gelu"]
+    assert remarks.tuned_by_earlier_seeds(table(few), "screening_accuracy").startswith("No common activation")
+
+
 def test_training_and_test():
     made = fill(grid(), peak=1.0, hessian_least=1.0)
     for r in made:
