@@ -17,7 +17,7 @@ import scipy  # its parts load when first used
 
 from rctaf import records
 from rctaf.config import RunConfig
-from rctaf.records import Record, results_dir
+from rctaf.records import Record
 from rctaf.runs import RunError, execute
 
 SHOWN = 20  # lines of a replay's report
@@ -45,10 +45,11 @@ def replay(run_id: str) -> int:
     another seed would be: so a metric is *within tolerance* when it differs by at most :func:`tolerance`, or by
     rounding. A correct replay is then called different in at most a share :data:`LEVEL` of cases; how small
     a fault it can find depends on how many seeds are known.
+
+    Raises:
+        Unreadable: there is no record of that id.
     """
-    old = records.load(run_id)
-    if old is None:
-        raise SystemExit(f"no record {run_id!r} under {results_dir()} (looked in runs/ and local/)")
+    old = records.existing(run_id)
     siblings = _siblings(old)
     threads = str(old.provenance["threads"])
     print(f"{run_id}  {old.config.label}\n  recorded {_conditions(old)}", flush=True)

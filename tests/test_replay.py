@@ -18,6 +18,7 @@ import pytest
 from synthetic import record_of
 
 from rctaf import records, runs
+from rctaf._startup import Unreadable
 from rctaf.config import Grid, RunConfig
 from rctaf.replay import LEVEL, compare, counting_error, tolerance
 
@@ -30,7 +31,7 @@ def test_replay_of_the_same_experiment_is_bit_identical(store, cell, capsys):
     said = capsys.readouterr().out
     assert "bit-identical: all 6 values" in said
     assert "activations" not in said  # computed alike
-    with pytest.raises(SystemExit, match="no record"):
+    with pytest.raises(Unreadable, match="no record"):
         runs.main(["replay", "0" * 12])
 
 
