@@ -527,12 +527,15 @@ def seed_deviation(frame: pd.DataFrame, value: str) -> tuple[Estimate, float]:
     S - 1 and C (S - 1); df s² / σ² is taken as χ² distributed, and every cell to scatter alike.
 
     Used are the cells with the most seeds, and of these seeds those that all of them have. ``n`` is the number of runs.
+    Where no cell differs between seeds, the deviation is 0, and its interval and df are NaN.
 
     Raises:
         ValueError: no two seeds are left.
     """
     c, s, m, e = _mean_squares(frame, value)
     square = (m + (c - 1) * e) / c
+    if square == 0:
+        return Estimate(0.0, math.nan, math.nan, c * s), math.nan
     df = square**2 * c**2 * (s - 1) / (m**2 + (c - 1) * e**2)
     low, high = (math.sqrt(df * square / float(scipy.stats.chi2.ppf(q, df))) for q in (0.975, 0.025))
     return Estimate(math.sqrt(square), low, high, c * s), df
@@ -555,6 +558,8 @@ def _mean_squares(frame: pd.DataFrame, value: str) -> tuple[int, int, float, flo
     c, s = x.shape
     if s < 2:
         raise ValueError(f"{len(frame)} runs have {s} seed(s) in common: expected at least two")
+    if not np.ptp(x, axis=1).any():  # the sums below would leave some 1e-32
+        return c, s, 0.0, 0.0
     means = x.mean(0)
     m = float(c * means.var(ddof=1))
     rest = float(((x - x.mean(1, keepdims=True) - means + x.mean()) ** 2).sum())

@@ -525,6 +525,18 @@ def test_the_seed_deviation_of_seeds_that_all_cells_have():
         seed_deviation(frame[:1], "value")
 
 
+def test_seeds_that_do_not_differ_have_no_noise():
+    """Exactly, though the mean of three 0.1 is not 0.1."""
+    frame = pd.DataFrame(
+        [("rctaf", 1, c, seed, value) for c, value in ((1, 0.1), (7, 0.7)) for seed in range(3)],
+        columns=["activation", "beta", "curvature", "seed", "value"],
+    )
+    estimate, df = seed_deviation(frame, "value")
+    assert (estimate.value, estimate.n) == (0, 6)
+    assert np.isnan([estimate.low, estimate.high, df]).all()
+    assert noise_parts(frame, "value") == (0, 0)
+
+
 def test_the_variance_over_cells_is_free_of_seed_noise():
     """2,000 experiments: true variance 4 over cells, or none, under noise with a variance of 16."""
     rng = np.random.default_rng(0)
