@@ -67,9 +67,15 @@ class Record:
 
     @property
     def run_id(self) -> str:
+        """The name of the experiment, :attr:`rctaf.config.RunConfig.run_id`."""
         return self.config.run_id
 
     def to_json(self) -> str:
+        """The text of its ``run.json``.
+
+        Raises:
+            ValueError: a metric is NaN or infinite.
+        """
         doc = {
             "schema": RECORD_SCHEMA,
             "id": self.run_id,
