@@ -6,13 +6,17 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
+from rctaf._startup import Unreadable
 from rctaf.config import Grid
 from rctaf.runs import batch_dir, finished
 
 if "grid" not in config:
     raise SystemExit("which grid? --config grid=grids/quick.yaml")
 GRID = Path(workflow.basedir, config["grid"])
-CELLS = Grid.load(GRID).cells()
+try:
+    CELLS = Grid.load(GRID).cells()
+except Unreadable as error:
+    raise SystemExit(str(error)) from None
 RANK = {run_id: len(CELLS) - place for place, run_id in enumerate(CELLS)}
 
 

@@ -209,12 +209,11 @@ def save(file: str, start: tuple[float, float], content: dict[str, Any]) -> Path
 
     Args:
         start: when it began, in seconds since the epoch, and the load average then.
-        content: its results; a ``provenance`` among them replaces that of a measurement on the CPU.
+        content: its results, and their ``provenance``.
     """
     record = {
         "cores": os.cpu_count(),
         "load_before": round(start[1], 2),  # processes that wanted a core when it began: 0 on an idle machine
-        "provenance": origin(torch.device("cpu"), start[0])[1],
     }
     path = results_dir() / "benchmarks" / file
     write_text(path, json.dumps(record | content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")

@@ -38,3 +38,8 @@ def __getattr__(name: str) -> Any:
     from rctaf import activations, replacement
 
     return getattr(replacement if name == "replace_activations" else activations, name)
+
+
+def __dir__() -> list[str]:
+    """With the names that are not imported yet, so that they can be completed."""
+    return sorted({*globals(), *__all__})

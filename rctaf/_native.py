@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,13 +39,15 @@ def _processor() -> str:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None or sys.platform == "win32":
+    words = shlex.split(os.environ.get("CC", "")) or ["cc"]  # a compiler may come with a launcher, or options
+    found = shutil.which(words[0])
+    if found is None or sys.platform == "win32":
         return None
+    compiler = [found, *words[1:]]
     source = _SOURCE.read_text()
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace").stdout
-        key = hashlib.sha256("\0".join([source, *_FLAGS, _processor(), compiler, version]).encode()).hexdigest()[:16]
+        version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, errors="replace").stdout
+        key = hashlib.sha256("\0".join([source, *_FLAGS, _processor(), *compiler, version]).encode()).hexdigest()[:16]
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rctaf"
         path = folder / f"{key}.so"
         if not path.exists():
@@ -52,7 +55,7 @@ def _library() -> ctypes.CDLL | None:
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 Path(work, "kernel.c").write_text(source)  # exactly what the key was made of, whoever edits meanwhile
                 for openmp in (["-fopenmp"], []):  # Apple's compiler has none: one thread then
-                    command = [compiler, *_FLAGS, *openmp, "-o", f"{work}/kernel.so", f"{work}/kernel.c", "-lm"]
+                    command = [*compiler, *_FLAGS, *openmp, "-o", f"{work}/kernel.so", f"{work}/kernel.c", "-lm"]
                     if subprocess.run(command, capture_output=True).returncode == 0:
                         os.replace(f"{work}/kernel.so", path)
                         break

@@ -9,13 +9,13 @@ from typing import NoReturn
 
 
 class Unreadable(ValueError):
-    """A file that should be a record is none; the message is one line saying which and why."""
+    """A grid or a record that is asked for is not there, or is none; the message is one line saying which and why."""
 
 
 def command(main: Callable[[], int]) -> NoReturn:
     """Run a command line. That its reader has seen enough (``| head``), or its user (Ctrl-C), is no error of it.
 
-    A record that cannot be read is one, told in one line.
+    A grid or a record that cannot be read is one, told in one line.
     """
     try:
         status = main()

@@ -179,7 +179,7 @@ class LearnedRCTAF(RCTAF):
         return math.exp(self.log_alpha.item())
 
     def forward(self, x: Tensor) -> Tensor:
-        alpha, wide = self.log_alpha.exp(), _kernels.widen(x)
+        alpha, wide = _kernels.widen(self.log_alpha).exp(), _kernels.widen(x)  # half precision ends at 65504
         return (rctaf(wide * alpha, 1.0, self.beta) / alpha).to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -117,7 +117,7 @@ def strength(operation: str, level: int, sign: int) -> float:
     match operation:
         case "rotate":
             return 30 * part
-        case "shear_x" | "shear_y":
+        case "shear_y":
             return sign * 0.3 * part
         case "translate_x" | "translate_y":
             return sign * 150 / 331 * part
@@ -230,7 +230,6 @@ def _rotate(x: Tensor, degrees: Tensor) -> Tensor:
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "rotate": _rotate,
-    "shear_x": lambda x, m: _affine(x, (1.0, m, 0.0, 0.0, 1.0, 0.0), cubic=True),
     "shear_y": lambda x, m: _affine(x, (1.0, 0.0, 0.0, m, 1.0, 0.0), cubic=True),
     "translate_x": lambda x, m: _affine(x, (1.0, 0.0, m * x.shape[3], 0.0, 1.0, 0.0), cubic=False),
     "translate_y": lambda x, m: _affine(x, (1.0, 0.0, 0.0, 0.0, 1.0, m * x.shape[2]), cubic=False),

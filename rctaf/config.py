@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rctaf import recipes
+from rctaf._startup import Unreadable
 from rctaf.family import (
     BASELINE_CURVATURES,
     LAST_ORDER,
@@ -80,7 +81,7 @@ def parse_epsilon(text: str) -> float:
 
 def _budget(text: Any) -> Fraction:
     try:
-        value = Fraction(str(text).replace(" ", ""))
+        value = Fraction("/".join(part.strip() for part in str(text).split("/")))
     except (ValueError, ZeroDivisionError):
         value = Fraction(0)
     if not 0 < value <= 1:
@@ -338,8 +339,11 @@ class Block(BaseModel):
         """The settings of each experiment of the product, alpha and sharpness worked out.
 
         Raises:
-            ValueError: a list where one value is expected, or two settings or labels that stand for the same.
+            ValueError: a list where one value is expected, an axis without values, or two settings or labels that
+                stand for the same.
         """
+        if empty := [name for name, values in self.axes.items() if not values]:
+            raise ValueError(f"axes: {', '.join(empty)}: at least one value is expected, or there would be no run")
         rows = []
         for values in itertools.product(*self.axes.values()):
             row = {**self.base, **dict(zip(self.axes, values, strict=True))}
@@ -371,16 +375,20 @@ class Grid(BaseModel):
     name: str
     scale: str = Field(description="what these runs are, in the words printed under every figure")
     base: dict[str, Any] = {}
-    blocks: list[Block]
+    blocks: list[Block] = Field(min_length=1)
 
     @classmethod
     def load(cls, path: str | Path) -> Grid:
-        """Read a grid file; a file that cannot be used ends in one line that says why."""
+        """Read a grid file.
+
+        Raises:
+            Unreadable: it cannot be used, a ``ValueError`` in one line that says why.
+        """
         try:
             grid = cls.model_validate(yaml.safe_load(Path(path).read_text()))
             grid.cells()
         except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-            raise SystemExit(f"grid {path}: {explain(error)}") from None
+            raise Unreadable(f"grid {path}: {explain(error)}") from None
         return grid
 
     def cells(self) -> dict[str, RunConfig]:
@@ -422,5 +430,6 @@ def explain(error: Exception) -> str:
         where = ".".join(str(part) for part in item["loc"])
         # a rule between several fields names them itself, and its input is the whole configuration
         given = "" if item["type"] == "missing" or not where else f"={item['input']!r}"
-        lines.append(f"{where}{given}: {item['msg']}" if where else item["msg"])
+        said = item["msg"].removeprefix("Value error, ")  # pydantic's, of what a rule here says
+        lines.append(f"{where}{given}: {said}" if where else said)
     return "; ".join(lines)

@@ -61,8 +61,12 @@ def table_2(record: Record, quantity: Literal["memory", "time"]) -> HTML:
     Where PyTorch's own activation is the naive mode too, its number stands across both columns.
 
     Args:
+        record: one of :func:`load`.
         quantity: ``memory`` (peak allocated; 10^9 bytes in brackets) or ``time`` (median over rounds; quartiles in
             brackets).
+
+    Raises:
+        ValueError: the record has no eager ReLU, which every other is compared with.
     """
     relu = row(record, "relu", "eager")
     if relu is None:

@@ -65,7 +65,6 @@ def to_float(x: Tensor) -> Tensor:
 def load(
     name: str,
     n_train: int | None = None,
-    n_test: int | None = None,
     device: str | torch.device = "cpu",
     root: str | Path | None = None,
 ) -> Dataset:
@@ -74,7 +73,6 @@ def load(
     Args:
         name: ``digits``, ``fashion_mnist``, ``cifar10`` or ``cifar100``.
         n_train: keep the first n training images of a fixed shuffle; None keeps all.
-        n_test: keep the first n test images; None keeps all.
         device: where the tensors live from here on.
         root: folder that holds the files; None looks in ``$RCTAF_DATA`` if that is set, else in
             ``data/`` beside the package, and for Fashion-MNIST also in ``/usr/share/datasets``.
@@ -92,13 +90,11 @@ def load(
     else:
         raise ValueError(f"data set must be digits, fashion_mnist, cifar10 or cifar100, got {name!r}")
     train_x, train_y, test_x, test_y = arrays
-    for split, wanted, there in (("train", n_train, len(train_x)), ("test", n_test, len(test_x))):
-        if wanted is not None and not 1 <= wanted <= there:
-            raise ValueError(f"n_{split} must be between 1 and {there} for {name}, got {wanted}")
     if n_train is not None:
+        if not 1 <= n_train <= len(train_x):
+            raise ValueError(f"n_train must be between 1 and {len(train_x)} for {name}, got {n_train}")
         first = np.random.default_rng(0).permutation(len(train_x))[:n_train]
         train_x, train_y = train_x[first], train_y[first]
-    test_x, test_y = test_x[:n_test], test_y[:n_test]
     images = [torch.from_numpy(np.array(x, order="C")).to(device) for x in (train_x, test_x)]
     labels = [torch.from_numpy(np.asarray(y, dtype=np.int64)).to(device) for y in (train_y, test_y)]
     return Dataset(name, images[0], labels[0], images[1], labels[1], n_classes=100 if name == "cifar100" else 10)

@@ -21,7 +21,7 @@ from unittest import mock
 import nbformat
 import papermill
 from ipykernel.kernelspec import write_kernel_spec
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
@@ -50,7 +50,6 @@ def execute_notebook(
     dst: Path | str,
     parameters: Mapping[str, Any] | None = None,
     cwd: Path | str | None = None,
-    timeout: float | None = None,
 ) -> None:
     """Execute ``src`` with this interpreter and write the executed notebook to ``dst``.
 
@@ -62,11 +61,10 @@ def execute_notebook(
         dst: the executed copy, replaced if it exists.
         parameters: values for the cell tagged ``parameters``, as JSON can hold them.
         cwd: directory the kernel starts in; by default that of ``src``.
-        timeout: longest time one cell may take, in seconds; None for no limit.
 
     Raises:
         NotebookError: an unknown parameter, a value that JSON cannot hold, a failing cell, a cell
-            that left by ``sys.exit`` (whatever its status), a dead kernel, or a timeout.
+            that left by ``sys.exit`` (whatever its status), or a dead kernel.
     """
     src, dst = Path(src), Path(dst)
     parameters = dict(parameters or {})
@@ -91,7 +89,6 @@ def execute_notebook(
                 cwd=cwd or src.parent,
                 progress_bar=False,
                 start_timeout=180,
-                execution_timeout=timeout,
                 config=config,
             )
         except PapermillExecutionError as error:
@@ -100,8 +97,6 @@ def execute_notebook(
             raise NotebookError(
                 f"{src}: {_last_started(partial)}: the kernel died (killed, or out of memory)"
             ) from None
-        except CellTimeoutError:
-            raise NotebookError(f"{src}: {_last_started(partial)}: took longer than {timeout:g} s") from None
     if where := _stopped_at(partial):  # papermill forgives sys.exit(0)
         raise NotebookError(f"{src}: {where}: sys.exit before the end")
     os.replace(partial, dst)
@@ -135,7 +130,7 @@ def _stopped_at(partial: Path) -> str:
 
 
 def _last_started(partial: Path) -> str:
-    """The cell in which the kernel died or was too slow: nothing but papermill's clock says which that was."""
+    """The cell in which the kernel died: nothing but papermill's clock says which that was."""
     started = [name for name, cell in _code_cells(partial) if cell.metadata.get("papermill", {}).get("start_time")]
     return started[-1] if started else "before the first code cell"
 

@@ -24,7 +24,7 @@ def plan(path: Path) -> int:
 
     An epoch costs the median over the records with the same data, network and method; what follows
     training (attacks, Hessian) likewise. Where only an epoch was timed, the hours are those of training alone. A
-    device is named with each estimate: hours on another are not hours on this one.
+    device is named with each estimate, and how many threads of a CPU: hours on another are not hours on this one.
     """
     grid = Grid.load(path)
     cells = grid.cells()
@@ -32,7 +32,7 @@ def plan(path: Path) -> int:
     print(f"{grid.name}: {grid.scale}")
     print(f"{path}: {len(cells)} runs, {len(cells) - len(todo)} done, {len(todo)} to run")
     unknown = todo
-    for device, (epoch, evaluation) in _measured().items():
+    for (device, threads), (epoch, evaluation) in _measured().items():
         whole: list[float] = []
         training: list[float] = []
         for config in todo:
@@ -40,7 +40,7 @@ def plan(path: Path) -> int:
             if one is not None:
                 (training if rest is None else whole).append(one * config.epochs + (rest or 0.0))
         unknown = [config for config in unknown if _key(config, _EPOCH) not in epoch]
-        what = "GPU-hours" if not device.endswith("CPU") else "hours of one CPU thread"
+        what = {None: "GPU-hours", 1: "hours of one CPU thread"}.get(threads, f"hours of {threads} CPU threads")
         if whole:
             print(f"  about {sum(whole) / 3600:.2g} {what} ({device}) for {len(whole)} of them")
         if training:
@@ -60,21 +60,23 @@ def _short(config: RunConfig) -> RunConfig:
 Times = dict[tuple[Any, ...], float]
 
 
-def _measured() -> dict[str, tuple[Times, Times]]:
-    """By device: median seconds of one epoch, and of everything after training."""
-    samples: dict[str, tuple[dict[tuple[Any, ...], list[float]], ...]] = {}
+def _measured() -> dict[tuple[str, int | None], tuple[Times, Times]]:
+    """By device, and threads of a CPU: median seconds of one epoch, and of everything after training."""
+    samples: dict[tuple[str, int | None], tuple[dict[tuple[Any, ...], list[float]], ...]] = {}
     for record in records.load_all():
         seconds = record.history.get("seconds")
         if not seconds:
             continue
-        epoch, evaluation = samples.setdefault(record.provenance["device"], ({}, {}))
+        device = record.provenance["device"]
+        threads = record.provenance["threads"] if device.endswith("CPU") else None
+        epoch, evaluation = samples.setdefault((device, threads), ({}, {}))
         epoch.setdefault(_key(record.config, _EPOCH), []).append(statistics.median(seconds))
         # a resumed run's wall time lacks the epochs of its first attempt: never below zero
         rest = max(0.0, record.provenance["wall_s"] - sum(seconds))
         evaluation.setdefault(_key(record.config, _EVALUATION), []).append(rest)
     return {
-        device: tuple({key: statistics.median(values) for key, values in kind.items()} for kind in kinds)  # type: ignore[misc]
-        for device, kinds in samples.items()
+        place: tuple({key: statistics.median(values) for key, values in kind.items()} for kind in kinds)  # type: ignore[misc]
+        for place, kinds in samples.items()
     }
 
 

@@ -8,19 +8,22 @@ the records' grid; :func:`rctaf.verdicts.figure_3` judges it like any other. ``p
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import sys
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
+from rctaf._startup import command
 from rctaf.evidence import Evidence
 from rctaf.records import results_dir, write_text
 from rctaf.statistics import noise_parts
 from rctaf.verdicts import BAND, complete_seeds, figure_3
-from rctaf.words import listed, typeset
+from rctaf.words import count, listed, typeset
 
 GRID = "grids/digits/figure_3.yaml"
 EXPERIMENTS = 200
@@ -131,14 +134,19 @@ def shares(document: Document) -> pd.DataFrame:
     )
 
 
+def _cases(document: Document) -> list[tuple[str, int]]:
+    """Which curves were simulated over how many seeds: :data:`CASES`, unless they have changed since."""
+    return [(case["curves"], case["seeds"]) for case in document["cases"]]
+
+
 def table(document: Document) -> HTML:
     """A row per claim, a column per case: supported / undecided / not supported, in per cent of the experiments."""
-    found = shares(document)
+    found, simulated = shares(document), _cases(document)
     shown = ("supported", "undecided", "not supported")
-    heads = "".join(f'<th scope="col">{name}, {seeds} seeds</th>' for name, seeds in CASES)
+    heads = "".join(f'<th scope="col">{name}, {seeds} seeds</th>' for name, seeds in simulated)
     lines = []
     for topic, row in found.iterrows():
-        cells = (" / ".join(f"{100 * row[(*case, outcome)]:.0f}" for outcome in shown) for case in CASES)
+        cells = (" / ".join(f"{100 * row[(*case, outcome)]:.0f}" for outcome in shown) for case in simulated)
         lines.append(
             f'<tr><th scope="row" style="font-weight: normal">{topic}</th>'
             f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
@@ -162,14 +170,15 @@ def describe(document: Document) -> str:
 def lessons(document: Document) -> str:
     """What the table says about the rules, in sentences."""
     found = shares(document)
-    most = max(seeds for name, seeds in CASES if name == TRUE)
+    claimed, flat = ([case for case in _cases(document) if case[0] == name] for name in (TRUE, FLAT))
+    most = max(seeds for _, seeds in claimed)
     power = found[TRUE, most, "supported"].sort_values(ascending=False, kind="stable").to_dict()
     named = {f"{str(topic).removeprefix('Fig. 3: ')} ({100 * share:.0f} %)": share for topic, share in power.items()}
     often, seldom = (
         listed([name for name, share in named.items() if (share >= ENOUGH) is wanted]) for wanted in (True, False)
     )
-    refuted = max(found[TRUE, seeds, "not supported"].max() for name, seeds in CASES if name == TRUE)
-    flat = found[FLAT, most, "supported"]
+    refuted = max(found[(*case, "not supported")].max() for case in claimed)
+    believed = max(found[(*case, "supported")].drop(TRUE_IF_FLAT).max() for case in flat)
     words = [
         f"Were every claim true, {most} seeds would show it in at least {100 * ENOUGH:.0f} % of experiments for: "
         f"{often or 'none'}."
@@ -178,19 +187,29 @@ def lessons(document: Document) -> str:
         words.append(f"For the others *undecided* is what a true claim often gets, and refutes nothing: {seldom}.")
     words.append(
         f"A true claim is called *not supported* in at most {100 * refuted:.1f} % of experiments; one that is false "
-        f"because nothing has an effect is called *supported* in at most {100 * flat.drop(TRUE_IF_FLAT).max():.1f} %."
+        f"because nothing has an effect is called *supported* in at most {100 * believed:.1f} %."
     )
     return typeset(" ".join(words))
 
 
-def main() -> None:
-    """Simulate from the records that are here, into ``results/power.json``."""
-    scale = Evidence.of(GRID)
-    write_text(
-        results_dir() / "power.json",
-        json.dumps(simulate(scale.frame, scale.robustness), indent=1, ensure_ascii=False) + "\n",
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m rctaf.power", description=f"Simulate from the records of {GRID}, into results/power.json."
     )
+    parser.parse_args(argv)
+    scale = Evidence.of(GRID)
+    frame, value, path = scale.frame, scale.robustness, results_dir() / "power.json"
+    seeds = complete_seeds(frame, value)["seed"].nunique() if value in frame else 0
+    if seeds < 2:  # no noise can be told from one
+        said = (
+            f"the records of {GRID} under {results_dir()} have {count(seeds, 'complete seed')}, expected at least two"
+        )
+        print(f"{said}: python -m rctaf.runs run {GRID}", file=sys.stderr)
+        return 1
+    write_text(path, json.dumps(simulate(frame, value), indent=1, ensure_ascii=False) + "\n")
+    print(path)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -67,9 +67,15 @@ class Record:
 
     @property
     def run_id(self) -> str:
+        """The name of the experiment, :attr:`rctaf.config.RunConfig.run_id`."""
         return self.config.run_id
 
     def to_json(self) -> str:
+        """The text of its ``run.json``.
+
+        Raises:
+            ValueError: a metric is NaN or infinite.
+        """
         doc = {
             "schema": RECORD_SCHEMA,
             "id": self.run_id,
@@ -120,7 +126,7 @@ def read(path: Path) -> Record:
     """Read one ``run.json``.
 
     Raises:
-        Unreadable: not a record of this schema, or its id does not match its settings.
+        Unreadable: not a record of this schema, or its id is not that of its settings.
     """
     try:
         doc = json.loads(path.read_text())
@@ -134,7 +140,7 @@ def read(path: Path) -> Record:
             kept=path.parent.parent.name == "runs",
             path=path,
         )
-        if not record.run_id == doc["id"] == path.parent.name:
+        if record.run_id != doc["id"]:
             raise ValueError(f"the settings hash to {record.run_id}, the record says {doc['id']}")
     except (KeyError, TypeError, ValueError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else explain(error)
@@ -142,12 +148,36 @@ def read(path: Path) -> Record:
     return record
 
 
+def _of_store(path: Path) -> Record:
+    """Read a record of the store, whose folder has its name.
+
+    Raises:
+        Unreadable: as :func:`read`, or it is in the folder of another run.
+    """
+    record = read(path)
+    if record.run_id != path.parent.name:
+        raise Unreadable(f"{path}: the record of run {record.run_id} is in the folder of another")
+    return record
+
+
 def load(run_id: str) -> Record | None:
     """The record of a run, committed evidence first; None where there is none."""
     for path in (kept_path(run_id), local_dir(run_id) / "run.json"):
         if path.exists():
-            return read(path)
+            return _of_store(path)
     return None
+
+
+def existing(run_id: str) -> Record:
+    """The record of a run that somebody named, as :func:`load` finds it.
+
+    Raises:
+        Unreadable: there is no record of it, or none that can be read.
+    """
+    record = load(run_id)
+    if record is None:
+        raise Unreadable(f"no record {run_id!r} under {results_dir()} (looked in runs/ and local/)")
+    return record
 
 
 def find(cells: Iterable[str]) -> list[Record]:
@@ -158,7 +188,7 @@ def find(cells: Iterable[str]) -> list[Record]:
 def load_all() -> list[Record]:
     """Every record of the store, by id; where a run has two, the committed one."""
     paths = {path.parent.name: path for kind in ("local", "runs") for path in results_dir().glob(f"{kind}/*/run.json")}
-    return [read(path) for _, path in sorted(paths.items())]
+    return [_of_store(path) for _, path in sorted(paths.items())]
 
 
 def table(records: Iterable[Record]) -> pd.DataFrame:
@@ -304,7 +334,7 @@ def keep(grid: Grid) -> list[Record]:
     for run_id in grid.cells():
         path = local_dir(run_id) / "run.json"
         if path.exists() and not kept_path(run_id).exists():
-            copied.append(read(path))
+            copied.append(_of_store(path))
             write_text(kept_path(run_id), copied[-1].to_json())
     return copied
 
@@ -335,10 +365,7 @@ def main(argv: list[str] | None = None) -> int:
         if copied:
             print(f"now: git add {os.path.relpath(kept)} {os.path.relpath(args.grid)}, then git commit")
         return 0
-    record = load(args.id)
-    if record is None:
-        print(f"no record {args.id!r} under {results_dir()} (looked in runs/ and local/)", file=sys.stderr)
-        return 1
+    record = existing(args.id)
     if args.verb == "robustbench":
         from rctaf.evaluation import robustbench_entry
 

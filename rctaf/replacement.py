@@ -67,8 +67,8 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
     Raises:
         ValueError: an activation is called as a function or made in a forward method, or held in a plain list, tuple
             or dict (the message says which, and in which module), is compiled into a module (``nn.RNN`` with ReLU,
-            TorchScript), is relied on to work in place, or has hooks; or ``model`` or ``factory`` is not as above. The
-            model is then unchanged.
+            TorchScript, ``torch.compile`` of one alone), is relied on to work in place, or has hooks; or ``model`` or
+            ``factory`` is not as above. The model is then unchanged.
 
     >>> from rctaf import RCTAF
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Sequential(nn.Linear(3, 3), nn.GELU()), nn.Softmax(-1))
@@ -125,9 +125,16 @@ def _refuse(what: str, problems: list[str], remedy: str) -> None:
         raise ValueError(f"{what}: {', '.join(problems[:3])}{more}; {remedy}")
 
 
+def _layers(thing: Any) -> Iterator[Any]:
+    """``thing``, and what is inside of it if it is a partial or has been compiled, the innermost last."""
+    yield thing
+    while isinstance(thing, partial) or "_torchdynamo_orig_callable" in getattr(thing, "__dict__", ()):
+        thing = thing.func if isinstance(thing, partial) else inspect.unwrap(thing)
+        yield thing
+
+
 def _is_activation_function(thing: Any) -> bool:
-    while isinstance(thing, partial):
-        thing = thing.func
+    *_, thing = _layers(thing)
     if isinstance(thing, torch._ops.OpOverload):  # torch.ops.aten.relu.default
         thing = thing.overloadpacket
     try:
@@ -138,8 +145,7 @@ def _is_activation_function(thing: Any) -> bool:
 
 def _makes_activation(thing: Any) -> bool:
     """Whether it is a class such as ``nn.ReLU``, or one with settings: ``partial(nn.LeakyReLU, 0.1)``."""
-    while isinstance(thing, partial):
-        thing = thing.func
+    *_, thing = _layers(thing)
     return isinstance(thing, type) and issubclass(thing, ACTIVATION_MODULES)
 
 
@@ -229,10 +235,9 @@ def _closed(graph: torch.fx.Graph) -> list[torch.fx.Node]:
 
 def _in_place_function(function: Any) -> str:
     """The name of this activation function if it works in place, else ''."""
-    in_place = False
-    while isinstance(function, partial):
-        in_place, function = in_place or bool(function.keywords.get("inplace")), function.func
-    name = getattr(function, "__name__", "").split(".")[0]  # relu_.default
+    *_, inner = layers = list(_layers(function))
+    in_place = any(layer.keywords.get("inplace") for layer in layers if isinstance(layer, partial))
+    name = getattr(inner, "__name__", "").split(".")[0]  # relu_.default
     return f"{name}(inplace=True)" if in_place else name if name.endswith("_") else ""
 
 
@@ -299,6 +304,8 @@ def _called_inside(
     """Names of the activations that the module's own code calls as functions or makes; and the traces of that code."""
     if isinstance(module, torch.jit.ScriptModule):
         return ["compiled TorchScript"], []
+    if isinstance(module._modules.get("_orig_mod"), ACTIVATION_MODULES):  # torch.compile keeps what it was given
+        return [f"compiled {type(module._modules['_orig_mod']).__name__}"], []
     if isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity == "relu":
         return ["relu"], []
     if type(module).__module__.startswith("torch.") and not isinstance(module, torch.fx.GraphModule | nn.Sequential):

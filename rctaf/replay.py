@@ -17,7 +17,7 @@ import scipy  # its parts load when first used
 
 from rctaf import records
 from rctaf.config import RunConfig
-from rctaf.records import Record, results_dir
+from rctaf.records import Record
 from rctaf.runs import RunError, execute
 
 SHOWN = 20  # lines of a replay's report
@@ -45,11 +45,12 @@ def replay(run_id: str) -> int:
     another seed would be: so a metric is *within tolerance* when it differs by at most :func:`tolerance`, or by
     rounding. A correct replay is then called different in at most a share :data:`LEVEL` of cases; how small
     a fault it can find depends on how many seeds are known.
+
+    Raises:
+        Unreadable: there is no record of that id.
     """
-    old = records.load(run_id)
-    if old is None:
-        raise SystemExit(f"no record {run_id!r} under {results_dir()} (looked in runs/ and local/)")
-    siblings = [r for r in records.load_all() if _but_seed(r.config) == _but_seed(old.config) and r.run_id != run_id]
+    old = records.existing(run_id)
+    siblings = _siblings(old)
     threads = str(old.provenance["threads"])
     print(f"{run_id}  {old.config.label}\n  recorded {_conditions(old)}", flush=True)
     store = tempfile.mkdtemp(prefix="rctaf-replay-")
@@ -81,7 +82,7 @@ def replay(run_id: str) -> int:
     if number["identical"] == len(verdicts):
         print(f"bit-identical: all {len(verdicts)} values")
     else:
-        outcome = "different" if number["different"] else "within tolerance"
+        outcome = next(kind for kind in ("different", "within tolerance", "not judged") if number[kind])
         counts = ", ".join(f"{n} {kind}" for kind, n in number.items() if n)
         print(f"{outcome}: {counts}{_weakness(verdicts, siblings)}")
     return 1 if number["different"] else 0
@@ -168,6 +169,17 @@ def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
                 yield from _leaves(value, f"{name}.{key}" if name else str(key))
     else:
         yield name, tree
+
+
+def _siblings(old: Record) -> list[Record]:
+    """The same experiment with other seeds, one record of each: a seed that was attacked twice was trained once."""
+    others = [
+        record
+        for record in records.load_all()
+        if _but_seed(record.config) == _but_seed(old.config) and record.config.seed != old.config.seed
+    ]
+    others.sort(key=lambda record: record.config.autoattack == old.config.autoattack)  # of two, the one attacked alike
+    return list({record.config.seed: record for record in others}.values())
 
 
 def _but_seed(config: RunConfig) -> dict[str, Any]:

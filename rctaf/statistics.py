@@ -25,6 +25,7 @@ import scipy  # its parts load when first used: half a second that a notebook dr
 
 Array = npt.NDArray[np.float64]
 _RESAMPLES = 4000
+_KNOTS = 7  # of a curve through seed means; one per curvature where fewer were tested
 
 
 @dataclass(frozen=True)
@@ -77,21 +78,14 @@ class Optimum:
 
     Attributes:
         curvature: position of the optimum of the curve, with its 95 % interval; n is the number of seeds.
-        value: the curve there.
         edge: share of the resamples whose optimum is the smallest or the largest curvature of the grid.
         identified: False when more than 2.5 % of the resamples lie on an edge (the optimum may be outside the grid),
             or when the interval covers more than half of the grid on the log axis (a plateau).
-        misfit: the largest distance of a seed mean from the curve in standard errors of that mean.
-        grid, curve: the curve itself, for drawing.
     """
 
     curvature: Estimate
-    value: float
     edge: float
     identified: bool
-    misfit: float
-    grid: Array
-    curve: Array
 
 
 def optimum(
@@ -99,14 +93,14 @@ def optimum(
     value: str,
     *,
     kind: Literal["max", "min"] = "max",
-    knots: int = 7,
-    seed: int = 0,
     level: float = 0.05,
 ) -> Optimum:
     """The curvature at which ``value`` is best, with a bootstrap interval over seeds.
 
-    The curve is a natural cubic spline in log curvature, fitted by least squares to the seed means; its ``knots`` stand
-    at evenly spaced quantiles of the curvatures tested. It is a linear map of the means, so a resample of the
+    The curve is a natural cubic spline in log curvature, fitted by least squares to the seed means; its seven knots
+    stand at evenly spaced quantiles of the curvatures tested. On skewed peaks over the 10 curvatures of this book's
+    grids, 5 knots displace the optimum by up to 26 %, 7 by up to 6 %, and the intervals cover it in 87 % and 95 % of
+    simulated experiments. It is a linear map of the means, so a resample of the
     seeds costs one matrix product. The interval holds the central positions of the resamples' optima, between
     the quantiles Φ(±t_{1-level/2, n-1} √(n / (n-1))): the percentile interval widened for few seeds (Hesterberg 2015,
     arXiv 1411.5279, "expanded percentile"). Three seeds have ten resamples, and the interval is their range: in
@@ -116,10 +110,6 @@ def optimum(
         frame: one order (and one method, network, ...): a row per curvature and seed.
         value: the column to optimise.
         kind: ``max`` or ``min``.
-        knots: flexibility of the curve; one per curvature where fewer were tested. On skewed peaks over the 10
-            curvatures of this book's grids, 5 knots displace the optimum by up to 26 %, 7 by up to 6 %, and the
-            intervals cover it in 87 % and 95 % of simulated experiments.
-        seed: of the resampling.
         level: of the interval, which covers 1 - ``level``; lower it for one of several.
 
     Raises:
@@ -129,7 +119,7 @@ def optimum(
     log_c = np.log(table.index.to_numpy(float))
     if len(log_c) < 4 or table.shape[1] < 3:
         raise ValueError(f"{len(log_c)} curvatures and {table.shape[1]} seeds: expected at least 4 and 3")
-    knots = min(knots, len(log_c))
+    knots = min(_KNOTS, len(log_c))
     sign = 1.0 if kind == "max" else -1.0
     y = sign * table.to_numpy(float)  # [curvatures, seeds]
     at = np.quantile(log_c, np.linspace(0, 1, knots))
@@ -139,22 +129,16 @@ def optimum(
 
     means = y.mean(1)
     curve = smoother @ means
-    draws = _resamples(y.shape[1], seed)
+    draws = _resamples(y.shape[1])
     best = (smoother @ (y @ draws.T)).argmax(0)
     low, high = np.quantile(fine[best], _tails(y.shape[1], level))
     edge = float(np.mean((best == 0) | (best == len(fine) - 1)))
-    error = y.std(1, ddof=1) / math.sqrt(y.shape[1])
-    distance = np.abs(basis(log_c) @ np.linalg.pinv(basis(log_c)) @ means - means)
     return Optimum(
         curvature=Estimate(
             float(np.exp(fine[curve.argmax()])), float(np.exp(low)), float(np.exp(high)), table.shape[1]
         ),
-        value=float(sign * curve.max()),
         edge=edge,
         identified=bool(edge <= 0.025 and high - low <= (fine[-1] - fine[0]) / 2),
-        misfit=float(np.max(distance / np.maximum(error, 1e-300))),
-        grid=np.exp(fine),
-        curve=sign * curve,
     )
 
 
@@ -459,7 +443,7 @@ def variance_between_orders(frame: pd.DataFrame, value: str, label: str, low: fl
 # --- does one quantity go with another? ------------------------------------------------------------------------------
 
 
-def spearman(frame: pd.DataFrame, x: str, y: str, *, seed: int = 0) -> pd.DataFrame:
+def spearman(frame: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     """Spearman's correlation of two measured quantities over the cells of the grid, within orders and across.
 
     The ranks are those of the cells' seed means; the interval resamples seeds (one resample for both quantities and all
@@ -492,7 +476,7 @@ def spearman(frame: pd.DataFrame, x: str, y: str, *, seed: int = 0) -> pd.DataFr
         return np.stack([*rows, _spearman(a, b), np.mean(rows, axis=0)])
 
     point = correlations(np.full((1, n), 1 / n))[:, 0]
-    spread = np.quantile(correlations(_resamples(n, seed)), _tails(n), axis=1)
+    spread = np.quantile(correlations(_resamples(n)), _tails(n), axis=1)
     cells = [*((orders == name).sum() for name in names), len(orders), len(orders)]
     return pd.DataFrame(
         {
@@ -527,12 +511,15 @@ def seed_deviation(frame: pd.DataFrame, value: str) -> tuple[Estimate, float]:
     S - 1 and C (S - 1); df s² / σ² is taken as χ² distributed, and every cell to scatter alike.
 
     Used are the cells with the most seeds, and of these seeds those that all of them have. ``n`` is the number of runs.
+    Where no cell differs between seeds, the deviation is 0, and its interval and df are NaN.
 
     Raises:
         ValueError: no two seeds are left.
     """
     c, s, m, e = _mean_squares(frame, value)
     square = (m + (c - 1) * e) / c
+    if square == 0:
+        return Estimate(0.0, math.nan, math.nan, c * s), math.nan
     df = square**2 * c**2 * (s - 1) / (m**2 + (c - 1) * e**2)
     low, high = (math.sqrt(df * square / float(scipy.stats.chi2.ppf(q, df))) for q in (0.975, 0.025))
     return Estimate(math.sqrt(square), low, high, c * s), df
@@ -555,6 +542,8 @@ def _mean_squares(frame: pd.DataFrame, value: str) -> tuple[int, int, float, flo
     c, s = x.shape
     if s < 2:
         raise ValueError(f"{len(frame)} runs have {s} seed(s) in common: expected at least two")
+    if not np.ptp(x, axis=1).any():  # the sums below would leave some 1e-32
+        return c, s, 0.0, 0.0
     means = x.mean(0)
     m = float(c * means.var(ddof=1))
     rest = float(((x - x.mean(1, keepdims=True) - means + x.mean()) ** 2).sum())
@@ -639,9 +628,9 @@ def _grid(frame: pd.DataFrame, value: str, cells: list[str]) -> pd.DataFrame:
     return table
 
 
-def _resamples(n: int, seed: int) -> Array:
-    """Weights of n seeds in bootstrap resamples, [resamples, n], each row summing to 1."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n
+def _resamples(n: int) -> Array:
+    """Weights of n seeds in bootstrap resamples, [resamples, n], each row summing to 1; always the same."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n
 
 
 def _tails(n: int, level: float = 0.05) -> tuple[float, float]:

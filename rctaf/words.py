@@ -62,7 +62,9 @@ def count(number: int | str, noun: str) -> str:
 
 def listed(words: Sequence[str]) -> str:
     """
-    >>> listed(["one"]), listed(["one", "two", "three"])
-    ('one', 'one, two and three')
+    >>> listed([]), listed(["one"]), listed(["one", "two"]), listed(["one", "two", "three"])
+    ('', 'one', 'one and two', 'one, two and three')
     """
-    return " and ".join([*([", ".join(words[:-1])] if len(words) > 1 else []), *words[-1:]])
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} and {words[-1]}"

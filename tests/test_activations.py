@@ -383,6 +383,17 @@ def test_learned_alpha_starts_as_rctaf_and_is_fixed_again():
         LearnedRCTAF(0, 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("alpha", [14.3, 1e6])
+def test_a_learned_alpha_in_half_precision_is_the_one_it_says(dtype, alpha):
+    module = LearnedRCTAF(alpha, 1).to(dtype)
+    x = torch.linspace(-3, 3, 50) / alpha
+    torch.testing.assert_close(module(x), rctaf(x, module.alpha, 1))  # the input may well be in single precision
+    half = torch.linspace(-3, 3, 50).to(dtype)
+    assert module(half).dtype == dtype
+    torch.testing.assert_close(module(half), rctaf(half, module.alpha, 1))
+
+
 def test_a_model_without_memory_prints():
     with torch.device("meta"):
         assert repr(nn.Sequential(LearnedRCTAF(14, 1))) == "Sequential(\n  (0): LearnedRCTAF(alpha=?, beta=1)\n)"

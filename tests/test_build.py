@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -187,6 +188,23 @@ def test_a_book_from_failing_notebook_to_failing_warning(tmp_path, vendor):
     assert "nowhere.md" in done.stderr
     assert executions() == (1, 3)
     assert (html / "index.html").stat().st_mtime_ns == made
+
+
+def test_figures_are_stale_once_anything_in_the_store_is_new(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    key = runpy.run_path(str(ROOT / "tools/build_book.py"))["key"]
+
+    def keys() -> tuple[str, str]:
+        return key("notebooks/figures/summary.ipynb", ""), key("notebooks/explore.ipynb", "")
+
+    figure, other = keys()
+    for name in ("power.json", "benchmarks/time.json", "runs/0/run.json", "local/1/run.json"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        before, (figure, now) = figure, keys()
+        assert figure != before, name
+        assert now == other
 
 
 def test_the_benchmark_of_the_pages_explains_itself_without_playwright():

@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from rctaf import activations, names
+from rctaf._startup import Unreadable
 from rctaf.config import _USED_BY, Grid, RunConfig, parse_epsilon
 from rctaf.evaluation import effective_curvature
 from rctaf.family import baseline_rms_curvature, curvature, rms_curvature_at_start
@@ -144,7 +145,7 @@ def test_from_notebook_refuses_what_papermill_only_warns_of():
 
 
 def test_from_notebook_says_in_one_line_what_is_wrong_with_a_value():
-    with pytest.raises(ValueError, match=r"^epochs=0: Input .* 1; epsilon='2': .* such as \"8/255\" .*$") as caught:
+    with pytest.raises(ValueError, match=r"^epochs=0: Input .* 1; epsilon='2': a budget .* \"8/255\" .*$") as caught:
         RunConfig.from_notebook({"epochs": 0, "epsilon": "2"})
     assert "\n" not in str(caught.value)
     assert not isinstance(caught.value, ValidationError)
@@ -161,7 +162,7 @@ def test_the_budget_of_the_evaluation_is_its_own_where_one_is_given():
     assert RunConfig(method="standard", epsilon_eval="0.1").evaluation_epsilon == "0.1"
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1/255", "8:255", "1.5", "inf", "nan"])
+@pytest.mark.parametrize("text", ["", "0", "-1/255", "8:255", "1.5", "inf", "nan", "1 5/255", "15/2 55", "0. 15"])
 def test_parse_epsilon_refuses(text):
     with pytest.raises(ValueError, match="a budget must be"):
         parse_epsilon(text)
@@ -257,12 +258,17 @@ def test_seeds_come_first(tmp_path):
         ("[{base: {beta: [0, 1]}, axes: {curvature: [7]}}]", "beta=[0, 1]: one value is expected"),
         ("[{axes: {recipe: [[trades], dkl]}}]", "recipe=['trades']: one value is expected"),
         ("[{base: {recipe: {trades: }}}]", "recipe={'trades': None}: one value is expected"),
+        ("[]", "blocks=[]: List should have at least 1 item"),
+        ("[{axes: {seed: []}}]", "axes: seed: at least one value is expected, or there would be no run"),
+        ("[{axes: {beta: [1]}}, {axes: {alpha: [1], seed: []}}]", "axes: seed: at least one value is expected"),
+        ("[{base: {hessian_probes: 3}}]", ": hessian_probes=3: an interval needs at least 64 probes"),
+        ("[{base: {lr_schedule: step}}]", ": lr_drops: must be given"),
         ("[", "flow node"),
     ],
 )
 def test_bad_grids_end_in_one_line(tmp_path, blocks, message):
     path = write(tmp_path, f"name: g\nscale: s\nblocks: {blocks}")
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises(Unreadable) as error:  # a ValueError, which a script can catch
         Grid.load(path)
     text = str(error.value)
     assert message in text
@@ -278,7 +284,7 @@ def test_a_list_is_the_value_of_one_setting(tmp_path):
 def test_files_that_are_no_grid(tmp_path):
     for text, message in [(None, "No such file"), ("", "a valid dictionary"), ("[1]", "a valid dictionary")]:
         path = tmp_path / "none.yaml" if text is None else write(tmp_path, text)
-        with pytest.raises(SystemExit, match=f"^grid {path}: .*{message}"):
+        with pytest.raises(Unreadable, match=f"^grid {path}: .*{message}"):
             Grid.load(path)
 
 

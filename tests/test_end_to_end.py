@@ -30,7 +30,7 @@ FAMILIES = ("resnet_small", "resnet18", "preact_resnet18", "wrn_28_10")
 
 @pytest.fixture(scope="module")
 def digits():
-    return load("digits", 300, 100)
+    return load("digits", 300)
 
 
 @pytest.mark.parametrize("network", FAMILIES)
@@ -53,7 +53,7 @@ def test_two_epochs_on_real_images(method, network, digits):
     assert math.isfinite(last)
     assert last < first
     with torch.no_grad():
-        assert torch.isfinite(model(digits.test_x)).all()
+        assert torch.isfinite(model(digits.test_x[:100])).all()
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import rctaf
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONSTRAINTS = dict(
@@ -59,6 +61,12 @@ def test_pin_is_what_is_installed(name: str) -> None:
     except PackageNotFoundError:
         pytest.skip(f"{name} is not needed on this platform")
     assert installed.split("+")[0] == CONSTRAINTS[name]
+
+
+def test_what_is_not_imported_yet_can_be_completed() -> None:
+    code = "import sys, rctaf; assert 'torch' not in sys.modules; print(*dir(rctaf))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert {*rctaf.__all__, "__version__"} <= {*done.stdout.split()}
 
 
 def test_activations_need_numpy_and_torch_only() -> None:

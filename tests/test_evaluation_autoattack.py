@@ -176,6 +176,17 @@ class Interruptible(nn.Module):
         return self.inner(x)
 
 
+class Shifted(nn.Module):
+    """Moves images by a number that is neither among its weights nor in its name."""
+
+    def __init__(self, inner: nn.Module, by: int):
+        super().__init__()
+        self.inner, self.by = inner, by
+
+    def forward(self, x):
+        return self.inner(x.roll(self.by, -1))
+
+
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.8, 0.999])
 def test_an_interrupted_evaluation_repeats_at_most_one_batch(problem, tmp_path, share):
     model, x, y = problem
@@ -196,7 +207,7 @@ def test_an_interrupted_evaluation_repeats_at_most_one_batch(problem, tmp_path, 
     assert spent + Interruptible.calls - total <= 9 * (STEPS + 2) + 10
     Interruptible.calls = 0
     assert autoattack(wrapped, x, y, EPSILON, "screening", **run)["mask"] == whole["mask"]
-    assert Interruptible.calls == 1  # a finished state attacks nothing: one pass to count the classes
+    assert Interruptible.calls == -(-len(x) // BATCH)  # a finished state attacks nothing: the logits that name it
 
 
 def test_the_state_of_another_model_or_setting_is_not_used(problem, tmp_path):
@@ -209,12 +220,14 @@ def test_the_state_of_another_model_or_setting_is_not_used(problem, tmp_path):
     state.write_text("{ torn")
     assert autoattack(model, x, y, 0.5, "screening", state=state)["mask"] == fresh["mask"]
     assert autoattack(small_model(), x, y, 0.5, "screening", state=state)["clean"] < first["clean"]
-    # nor that of the same weights with another sharpness (SiLU has 1), of other images, or of other labels
+    # nor that of the same weights with another sharpness (SiLU has 1) or in another forward, of other images or labels
     other = nn.Sequential(*(RCTAF(9.0, 1) if isinstance(part, nn.SiLU) else part for part in model))
     assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), model.state_dict().values(), strict=True))
-    for changed in ((other, x, y), (model, 1 - x, y), (model, x, (y + 1) % 10)):
+    for changed in ((other, x, y), (Shifted(model, 1), x, y), (model, 1 - x, y), (model, x, (y + 1) % 10)):
         state.unlink()
-        autoattack(model, x, y, 0.05, "screening", state=state)
+        autoattack(
+            Shifted(model, 0) if isinstance(changed[0], Shifted) else model, x, y, 0.05, "screening", state=state
+        )
         kept = state.read_text()
         fresh = autoattack(*changed, 0.05, "screening")["mask"]
         assert autoattack(*changed, 0.05, "screening", state=state)["mask"] == fresh

@@ -123,6 +123,8 @@ def test_baselines(images, name, expected):
         (nn.ReLU6(), None),  # jumps at 0 and 6
         (nn.Hardswish(), None),  # at -3 and 3, by a half
         (nn.PReLU(), None),
+        (nn.PReLU(3), None),
+        (nn.PReLU(3, init=1), 0.0),  # a straight line in every channel
         (nn.RReLU(), None),
         (nn.Threshold(0.1, 20), None),
         (nn.ELU(alpha=1.05), None),  # by a twentieth, at 0

@@ -124,6 +124,16 @@ def test_without_a_home_everything_works(search_again) -> None:
         assert rctaf(torch.ones(1), 1.0, 2).item() == pytest.approx(0.9276705, rel=1e-6)
 
 
+def test_the_compiler_is_the_usual_one_or_comes_with_words(search_again, tmp_path, monkeypatch) -> None:
+    """As in the Makefiles of others: an empty CC is none, and "ccache gcc" two words, of which both matter."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for words, made in (("", 1), ("env cc", 2), ("env cc -DNOTHING", 3)):
+        monkeypatch.setenv("CC", words)
+        _native._library.cache_clear()
+        assert _native._library() is not None
+        assert len(list((tmp_path / "rctaf").glob("*.so"))) == made
+
+
 def test_another_version_of_the_compiler_compiles_again(search_again, tmp_path, monkeypatch) -> None:
     """The bits depend on it."""
     compiler = tmp_path / "compiler"

@@ -78,7 +78,6 @@ def test_refuses_parameters_before_anything_runs(notebook, tmp_path, parameters,
             "import os; os._exit(0)",
             "code cell 2 (`import os; os._exit(0)`): the kernel died (killed, or out of memory)",
         ),
-        ("import time; time.sleep(60)", "code cell 2 (`import time; time.sleep(60)`): took longer than 2 s"),
     ],
 )
 def test_a_failure_is_one_line_and_keeps_the_red_cell(notebook, tmp_path, cell, message):
@@ -86,7 +85,7 @@ def test_a_failure_is_one_line_and_keeps_the_red_cell(notebook, tmp_path, cell, 
     target.write_text("an earlier success")
     source = notebook("print('before')", cell, "print('after')")
     with pytest.raises(NotebookError) as caught:
-        execute_notebook(source, target, timeout=2)
+        execute_notebook(source, target)
     assert str(caught.value) == f"{source}: {message}"
     assert target.read_text() == "an earlier success"
     kept = outputs(partial_path(target))

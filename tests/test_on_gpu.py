@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available
 def digits():
     x = torch.rand(4, 4, device=DEVICE)
     nn.Linear(4, 4, device=DEVICE)(x).sum().backward()  # any process may have had such a product before it trains
-    return data.load("digits", 200, 64, device=DEVICE)
+    return data.load("digits", 200, device=DEVICE)
 
 
 def trained(digits):
@@ -54,7 +54,7 @@ def test_a_run_repeats_and_resumes_bit_for_bit(settings, digits, tmp_path, monke
 
 def test_a_trained_network_is_measured_as_on_the_cpu(digits):
     model = trained(digits)
-    x, y = data.to_float(digits.test_x), digits.test_y
+    x, y = data.to_float(digits.test_x[:64]), digits.test_y[:64]
     there = model.cpu(), x.cpu(), y.cpu()
     wanted = evaluation.hessian_diagonal_norm(there[0], F.cross_entropy, *there[1:], max_probes=64)
     logits = there[0](there[1])
@@ -73,7 +73,7 @@ def test_a_trained_network_is_measured_as_on_the_cpu(digits):
 
 def test_autoattack_leaves_no_more_than_pgd(digits):
     model = trained(digits)
-    x, y = data.to_float(digits.test_x), digits.test_y
+    x, y = data.to_float(digits.test_x[:64]), digits.test_y[:64]
     found = evaluation.autoattack(model, x, y, 0.1, "standard", batch_size=40)
     left = [found["clean"], *(step["robust"] for step in found["waterfall"])]
     assert left == sorted(left, reverse=True)
@@ -86,5 +86,5 @@ def test_autoattack_leaves_no_more_than_pgd(digits):
 
 def test_curvature_of_an_activation_with_parameters(digits):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.PReLU(), nn.Flatten()).to(DEVICE)
-    (layer,) = evaluation.effective_curvature(model, data.to_float(digits.test_x))
+    (layer,) = evaluation.effective_curvature(model, data.to_float(digits.test_x[:64]))
     assert layer.curvature is None  # its slope jumps

@@ -47,6 +47,25 @@ def test_times_are_medians_and_a_resumed_run_s_are_not_below_zero(store, grid, c
     assert f"about {5 * 100 / 3600:.2g} hours of one CPU thread (x86_64 CPU) for 5 of" in capsys.readouterr().out
 
 
+def test_hours_of_eight_threads_are_not_those_of_one(store, grid, capsys):
+    first, second, third, *_ = Grid.load(grid).cells().values()
+    for config, seconds, place in (
+        (first, 2.0, {}),
+        (second, 0.5, {"threads": 8}),
+        (third, 0.25, {"device": "H200", "threads": 8}),
+    ):
+        made = record_of(config)
+        made.history["seconds"] = [seconds] * 2
+        records.write(replace(made, provenance=made.provenance | {"wall_s": 2 * seconds} | place))
+    plan(grid)
+    said = capsys.readouterr().out.splitlines()[2:]
+    assert sorted(said) == [
+        f"  about {3 * 0.5 / 3600:.2g} GPU-hours (H200) for 3 of them",
+        f"  about {3 * 1 / 3600:.2g} hours of 8 CPU threads (x86_64 CPU) for 3 of them",
+        f"  about {3 * 4 / 3600:.2g} hours of one CPU thread (x86_64 CPU) for 3 of them",
+    ]
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

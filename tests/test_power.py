@@ -2,13 +2,19 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from synthetic import fill
 
 from rctaf import power
+from rctaf.config import Grid
 from rctaf.evidence import Evidence
+from rctaf.records import ROOT
 from rctaf.statistics import noise_parts
 from rctaf.verdicts import BAND
 
@@ -112,6 +118,33 @@ def test_the_table_and_its_lessons(tmp_path, monkeypatch):
         "(25\u00a0%). A true claim is called *not supported* in at most 25.0\u00a0% of experiments; one that is false "
         "because nothing has an effect is called *supported* in at most 25.0\u00a0%."
     )
+    document["cases"] = [case for case in document["cases"] if (case["curves"], case["seeds"]) != (power.TRUE, 10)]
+    assert power.table(document).data.count('<th scope="col">') == 1 + 3  # what is in the file, whatever CASES are now
+    assert power.lessons(document).startswith("Were every claim true, 5 seeds would show it in at least 80\u00a0% of")
     words = power.describe(document)
     assert words.startswith("4 simulated experiments of each kind, with the orders and curvatures of digits/figure_3.")
     assert "(standard deviation 1.00 points) and noise of its own (2.00 points), as estimated from 300 runs." in words
+
+
+@pytest.mark.parametrize("words", [["--help"], []])
+def test_nothing_is_simulated_for_who_asks_for_help_or_has_no_records(tmp_path, words):
+    command = [sys.executable, "-m", "rctaf.power", *words]
+    environment = os.environ | {"RCTAF_RESULTS": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if words:
+        assert (done.returncode, done.stdout.split()[:2]) == (0, ["usage:", "python"])
+    else:
+        said = f"the records of {power.GRID} under {tmp_path} have 0 complete seeds, expected at least two: "
+        assert (done.returncode, done.stderr) == (1, f"{said}python -m rctaf.runs run {power.GRID}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_simulation_is_written_into_the_store(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
+    monkeypatch.setattr(power, "EXPERIMENTS", 1)
+    monkeypatch.setattr(power, "CASES", ((power.TRUE, 5),))
+    fill(Grid.load(ROOT / power.GRID), peak=7, hessian_least=7, seeds=3)
+    assert power.main([]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'power.json'}\n"
+    document = power.load()
+    assert (document["runs"], document["experiments"]) == (3 * 10 * 3, 1)

@@ -537,6 +537,31 @@ def test_functions_held_as_attributes_are_replaced(f):
     assert torch.equal(model(x), rctaf(x, 2, 1))
 
 
+@pytest.mark.parametrize("f", [F.relu, F.gelu, functools.partial(F.leaky_relu, negative_slope=0.1)])
+def test_what_torch_compile_made_of_an_activation_is_one(f, monkeypatch):
+    compiled = torch.compile(f, backend="eager")
+    model = nn.Sequential(Alias(compiled), Alias(functools.partial(compiled, inplace=False)))
+    assert replace(model, new) == 2
+    x = torch.tensor([3.0, -1.0])
+    assert torch.equal(model[0](x), rctaf(x, 2, 1))
+    monkeypatch.setitem(globals(), "helper", compiled)
+    for make in (lambda: Holds([compiled]), Untraceable):
+        with pytest.raises(ValueError, match=rf"0 \({type(make()).__name__}\) calls {compiled.__name__};"):
+            replace(nn.Sequential(make()), new)
+
+
+def test_a_module_that_torch_compile_was_given_stays_inside_of_it():
+    model = nn.Sequential(torch.compile(nn.ReLU(), backend="eager"))
+    with pytest.raises(ValueError, match=r"0 \(OptimizedModule\) calls compiled ReLU"):
+        replace(model, new)
+    x = torch.tensor([3.0, -1.0])
+    assert model(x).tolist() == [3, 0]
+    model = torch.compile(nn.Sequential(nn.Identity(), nn.ReLU()), backend="eager")
+    assert model(x).tolist() == [3, 0]
+    assert replace(model, new) == 1
+    torch.testing.assert_close(model(x), rctaf(x, 2, 1))
+
+
 @pytest.mark.parametrize("activation", ["gelu", nn.ReLU()])
 def test_transformer_layer_and_its_fast_path(activation):
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation=activation, batch_first=True)

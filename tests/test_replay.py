@@ -18,7 +18,8 @@ import pytest
 from synthetic import record_of
 
 from rctaf import records, runs
-from rctaf.config import Grid
+from rctaf._startup import Unreadable
+from rctaf.config import Grid, RunConfig
 from rctaf.replay import LEVEL, compare, counting_error, tolerance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +31,7 @@ def test_replay_of_the_same_experiment_is_bit_identical(store, cell, capsys):
     said = capsys.readouterr().out
     assert "bit-identical: all 6 values" in said
     assert "activations" not in said  # computed alike
-    with pytest.raises(SystemExit, match="no record"):
+    with pytest.raises(Unreadable, match="no record"):
         runs.main(["replay", "0" * 12])
 
 
@@ -72,6 +73,32 @@ def test_a_replay_says_how_weak_it_was(store, grid, cell, capsys, seeds):
     want = {2: "22.8 points, of counting images; 2 other seeds, too few", 3: "276.8 points, from 3 other seeds"}[seeds]
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.endswith(f"(the widest tolerance of an accuracy: {want})")
+
+
+def test_a_seed_counts_once_however_often_it_was_attacked(store, grid, cell, capsys):
+    """The other tier of the replayed seed has the same weights; of another seed's two records, the one attacked alike
+    says more."""
+
+    def attacked_otherwise(config, tier, **metrics):
+        records.write(record_of(RunConfig(**{**config.model_dump(), "autoattack": tier}), **metrics))
+
+    records.write(record_of(cell, screening_accuracy=0.5, n_eval=100))
+    attacked_otherwise(cell, "standard", screening_accuracy=0.5, n_eval=100)
+    others = [c for c in Grid.load(grid).cells().values() if c.seed != cell.seed]
+    for config, value in zip(others, [0.3, 0.5, 0.7], strict=False):
+        records.write(record_of(config, screening_accuracy=value, n_eval=100))
+        attacked_otherwise(config, "none", n_eval=100)
+    (store / f"seed-{cell.seed}.json").write_text(record_of(cell, screening_accuracy=0.51, n_eval=100).to_json())
+    assert runs.main(["replay", cell.run_id]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("points, from 3 other seeds)")
+
+
+def test_a_replay_of_which_nothing_that_changed_can_be_judged_says_so(store, cell, capsys):
+    """No other seed tells how far a loss may move."""
+    records.write(record_of(cell, clean_loss=0.5))
+    (store / f"seed-{cell.seed}.json").write_text(record_of(cell, clean_loss=0.6).to_json())
+    assert runs.main(["replay", cell.run_id]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "not judged: 6 identical, 1 not judged"
 
 
 def test_a_replay_that_fails_says_where_its_notebook_is(store, grid, monkeypatch):
@@ -185,4 +212,4 @@ RECORDS = {  # all from a clean commit
 def test_record_replays(run_id):
     done = subprocess.run([sys.executable, "-m", "rctaf.runs", "replay", run_id], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].startswith(("bit-identical:", "within tolerance:"))
+    assert done.stdout.splitlines()[-1].startswith(("bit-identical:", "within tolerance:", "not judged:"))

@@ -91,7 +91,11 @@ def test_record_holds_every_measurement(record: records.Record) -> None:
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
-    [({"alhpa": 7}, r"no such setting: alhpa \(perhaps alpha\)"), ({"n_eval": 501}, "digits has 500 test images")],
+    [
+        ({"alhpa": 7}, r"no such setting: alhpa \(perhaps alpha\)"),
+        ({"n_eval": 501}, "n_eval=501: digits has 500 test images"),
+        ({"hessian_images": 501}, "hessian_images=501: digits has 500 test images"),
+    ],
 )
 def test_papermill_alone_refuses_what_cannot_be(parameters, message, tmp_path, monkeypatch) -> None:
     """``papermill -p`` warns at a name that it does not know, and runs on the default."""

@@ -267,6 +267,26 @@ def test_a_record_that_cannot_be_read_is_one_line(store, grid, cell, command):
     assert (done.returncode, done.stderr) == (1, f"{path}: not a readable record: it lacks 'config'\n")
 
 
+@pytest.mark.parametrize("command", [["runs", "replay"], ["records", "show"], ["records", "robustbench"]])
+def test_a_record_that_is_not_there_is_one_line(store, command):
+    done = subprocess.run(
+        [sys.executable, "-m", f"rctaf.{command[0]}", command[1], "0" * 12], cwd=ROOT, capture_output=True, text=True
+    )
+    said = f"no record '000000000000' under {store / 'results'} (looked in runs/ and local/)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
+@pytest.mark.parametrize("command", [["runs", "plan"], ["runs", "run"], ["runs", "status"], ["records", "keep"]])
+def test_a_grid_that_cannot_be_used_is_one_line(store, command):
+    path = store / "empty.yaml"
+    path.write_text("name: g\nscale: s\nblocks: [{axes: {seed: []}}]")
+    done = subprocess.run(
+        [sys.executable, "-m", f"rctaf.{command[0]}", command[1], path], cwd=ROOT, capture_output=True, text=True
+    )
+    said = f"grid {path}: axes: seed: at least one value is expected, or there would be no run\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
 @pytest.mark.parametrize(("asked", "threads"), [(None, "1"), ("", "1"), ("2", "2")])
 def test_one_thread_unless_told(monkeypatch, asked, threads):
     monkeypatch.setenv("OMP_NUM_THREADS", asked or "")

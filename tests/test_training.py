@@ -18,7 +18,7 @@ from rctaf.training.methods import Outcome, Standard
 
 @pytest.fixture(scope="module")
 def digits():
-    return load("digits", 200, 50)
+    return load("digits", 200)
 
 
 def config(**settings):
@@ -90,7 +90,7 @@ def test_a_compiled_run_is_the_plain_one_up_to_rounding(backend, settings, tmp_p
         compiler = torch.compile
         monkeypatch.setattr(torch, "compile", lambda module, options, **kw: compiler(module, backend=backend, **kw))
     c, path = config(**settings, compiled=True, epochs=2), tmp_path / "checkpoint.pt"
-    images = load("digits", c.n_train, 50)
+    images = load("digits", c.n_train)
     plain, _ = run(config(**settings, epochs=2), images)
     counters = torch._dynamo.utils.counters
     counters.clear()

@@ -86,7 +86,7 @@ def test_the_average_is_the_recursion(network):
 @pytest.mark.parametrize("averaging", ["step", "epoch"])
 def test_the_trained_model_is_the_average(averaging):
     """Copied at the end of epoch 1, averaged in epochs 2 and 3, by step or by epoch."""
-    dataset = load("digits", 100, 10)
+    dataset = load("digits", 100)
     common = {"method": "standard", "width": 2, "epochs": 3, "batch_size": 50}
     live = []
 
@@ -169,7 +169,7 @@ def test_every_method_trains_every_family(method, network):
         method=method, network=network, width=4, epochs=2, batch_size=32, attack_steps=1, lr=0.05, epsilon="0.1",
         n_train=224, auto_views=1,
     )  # fmt: skip
-    dataset = load("digits", config.n_train, 10)
+    dataset = load("digits", config.n_train)
     model = from_config(config, in_channels=1, n_classes=10)
     history = train(model, dataset, config)
     assert history["loss"][1] < history["loss"][0]
@@ -189,7 +189,7 @@ def test_state_of_methods_and_average_survives_a_kill(method, tmp_path, monkeypa
         method=method, width=2, epochs=3, batch_size=64, augment="crop", awp=0.005, awp_from=2, averaging_from=2,
         averaging_decay=0.9, **EXTRAS[method],
     )  # fmt: skip
-    dataset = load("digits", 128, 10)
+    dataset = load("digits", 128)
 
     class Killed(Exception):
         pass
@@ -216,7 +216,7 @@ def test_state_of_methods_and_average_survives_a_kill(method, tmp_path, monkeypa
 
 @pytest.mark.parametrize("network", ["resnet18", "wrn_28_10"])
 def test_the_full_networks_take_a_step_of_each_method(network):
-    dataset = load("digits", 4, 1)
+    dataset = load("digits", 4)
     common = {"network": network, "epochs": 1, "lr": 0.01, "attack_steps": 1}
     model = from_config(RunConfig(**common, method="dajat"), in_channels=1, n_classes=10)
     before = [p.detach().clone() for p in model.parameters()]

@@ -622,6 +622,9 @@ def test_single_runs_say_nothing_without_seeds(frame):
     records = frame(peak=6.5, hessian_least=6.5)
     assert {v.outcome for v in verdicts.table_1(records[records["seed"] < 2], VALUE)} == {"not testable"}
     assert {v.outcome for v in verdicts.table_1(records.drop(columns=VALUE), VALUE)} == {"not testable"}
+    _, *alike = verdicts.table_1(records.assign(**{VALUE: 0.1}), VALUE)
+    assert [v.outcome for v in alike] == ["not testable"] * 2
+    assert all(v.measured.endswith("The runs here do not differ between seeds.") for v in alike)
 
 
 def test_every_row_of_an_overview_is_one_claim(frame):

@@ -67,11 +67,11 @@ def environment() -> str:
 
 
 def key(notebook: str, environment: str) -> str:
-    """Everything that the outputs of a notebook depend on; the figures also read grids and records."""
+    """Everything that the outputs of a notebook depend on; the figures also read grids and all that is in the store."""
     sources = [ROOT / notebook, *(p for p in (ROOT / "rctaf").rglob("*") if p.suffix in {".c", ".js", ".py", ".yaml"})]
     if reads_records(notebook):
         sources += [*(ROOT / "grids").rglob("*.yaml"), *results_dir().glob("*/*/run.json")]
-        sources += results_dir().glob("benchmarks/**/*.json")
+        sources += [*results_dir().glob("*.json"), *results_dir().glob("benchmarks/**/*.json")]
     return sha256(sources, environment)
 
 

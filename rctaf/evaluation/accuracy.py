@@ -34,7 +34,11 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> t
 
 @repeatable()
 def mean_loss(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> float:
-    """Mean cross-entropy over the images, in eval mode. Shapes and errors as in :func:`accuracy`."""
+    """Mean cross-entropy over the images, in eval mode. Shapes as in :func:`accuracy`.
+
+    Raises:
+        ValueError: images and labels differ in number, or there are none.
+    """
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"{len(x)} images and {len(y)} labels: expected as many of each, at least one")
     with eval_mode(model), torch.no_grad():
@@ -53,9 +57,12 @@ def pgd_accuracy(
     epsilon / 4, so a model can pass it and still fall to AutoAttack. It is never called robust accuracy.
 
     Args:
+        model: maps images [N, ...] in [0, 1] to logits [N, C].
+        x: images [N, ...]; y: labels [N].
         epsilon: radius in the units of ``x``.
         steps: gradient steps.
         seed: of the random start.
+        batch_size: images attacked at once.
 
     Raises:
         ValueError: images and labels differ in number.

@@ -105,7 +105,8 @@ def autoattack(
         seed: of every attack and batch.
         batch_size: images per attacked batch.
         state: a file that holds the progress after each batch of each attack, so that a killed evaluation
-            repeats at most one batch. Progress of another model, data or setting is not used.
+            repeats at most one batch. Progress of a model with other logits on ``x``, of other data or of another
+            setting is not used.
 
     Returns:
         ``version``, ``implementation``, ``implementation_version``, ``epsilon``, ``seed``, ``batch_size``, ``n``,
@@ -147,11 +148,13 @@ def _attack(
         "batch_size": batch_size,
         "n": len(x),
     }
-    key = _fingerprint(settings, model, x, y)
+    with torch.no_grad():
+        logits = torch.cat([model(part) for part in x.split(batch_size)])
+    key = _fingerprint(settings, logits, x, y)
     found = _read_state(state, key)
     log = _Warnings()
     if found is None:
-        correct = _start(model, x, y, batch_size, checks, log, version)
+        correct = _start(model, x, y, logits, batch_size, checks, log)
         doc: dict[str, Any] = {
             "key": key,
             "clean": int(correct.sum()),
@@ -166,13 +169,11 @@ def _attack(
         doc = found
         log.messages = doc["warnings"]
 
-    with torch.no_grad():
-        classes = model(x[:1]).shape[1]
     for part in (adversary.apgd, adversary.apgd_targeted):
         part.logger = log
     adversary.fab.targeted = True
     # the package asks for nine target classes and fails where there are fewer
-    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)
+    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, logits.shape[1] - 1)
     adversary.apgd.loss = "ce"
     perturb = {
         "apgd-ce": adversary.apgd.perturb,
@@ -214,12 +215,10 @@ def _attack(
 
 
 def _start(
-    model: nn.Module, x: Tensor, y: Tensor, batch_size: int, checks: Any, log: _Warnings, version: str
+    model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, batch_size: int, checks: Any, log: _Warnings
 ) -> np.ndarray:
     """The package's checks on the first batch, and which images are classified correctly."""
     first, labels = x[:batch_size], y[:batch_size]
-    with torch.no_grad():
-        logits = torch.cat([model(part) for part in x.split(batch_size)])
     if logits.ndim != 2 or logits.shape[1] < 4:
         raise ValueError(
             f"AutoAttack's targeted loss (DLR) needs logits of at least 4 classes, got {tuple(logits.shape[1:])}"
@@ -250,11 +249,11 @@ def _survives(model: nn.Module, x: Tensor, attacked: Tensor, y: Tensor, epsilon:
         return model(attacked).argmax(1) == y
 
 
-def _fingerprint(settings: dict[str, Any], model: nn.Module, x: Tensor, y: Tensor) -> str:
+def _fingerprint(settings: dict[str, Any], logits: Tensor, x: Tensor, y: Tensor) -> str:
+    """Of what is attacked: the model counts by what it does, which its weights and its name alone do not tell."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    digest.update(repr(model).encode())
-    for tensor in (*model.state_dict().values(), x, y):
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for tensor in (logits.float(), x, y):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

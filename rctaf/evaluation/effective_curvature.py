@@ -138,9 +138,11 @@ def _layer(name: str, module: nn.Module, entry: _Sums) -> LayerCurvature:
 def _measured_curvature(module: nn.Module) -> float | None:
     """max|σ″| of an activation between -20 and 20, in float64; None where σ′ jumps."""
     activation = copy.deepcopy(module).cpu().double().eval()
+    channels = getattr(module, "num_parameters", 1)  # PReLU may have a slope for each; all others treat them alike
 
     def derivatives(points: Tensor) -> tuple[Tensor, Tensor]:
-        z = points.clone().requires_grad_()
+        """σ′ and σ″ at the points, [points, channels]."""
+        z = points[:, None].repeat(1, channels).requires_grad_()
         (first,) = torch.autograd.grad(activation(z.clone()).sum(), z, create_graph=True)
         second = torch.autograd.grad(first.sum(), z)[0] if first.requires_grad else torch.zeros_like(z)
         return first.detach(), second
@@ -152,8 +154,8 @@ def _measured_curvature(module: nn.Module) -> float | None:
         points = torch.linspace(-20, 20, 40001, dtype=torch.float64)
         slopes, bends = derivatives(points)
         # between two points σ′ changes by their distance times max|σ″|, and by more only where it jumps
-        if slopes.diff().abs().max() > 1.01 * 1e-3 * torch.maximum(bends.abs().max(), ends.abs().max()) + 1e-6:
+        if slopes.diff(dim=0).abs().max() > 1.01 * 1e-3 * torch.maximum(bends.abs().max(), ends.abs().max()) + 1e-6:
             return None
-        peak = points[bends.abs().argmax()]
+        peak = points[bends.abs().amax(1).argmax()]
         fine = derivatives(peak + torch.linspace(-1e-3, 1e-3, 20001, dtype=torch.float64))[1]
         return max(fine.abs().max().item(), ends.abs().max().item())

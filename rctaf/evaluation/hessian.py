@@ -3,9 +3,9 @@
 Let H be the Hessian of a loss with respect to the P parameters, d = diag H. Forming d costs P
 Hessian-vector products; its norm can be estimated from far fewer.
 
-**Probes.** For a random sign vector v, E[v ⊙ Hv] = d, because E[v_i v_j] = 0 for i ≠ j. The noise
-is the off-diagonal part of H, whose squared mass is 50-300 times ‖d‖² on the networks of this book,
-so two measures are taken against it:
+**Probes.** For a random sign vector v, E[v ⊙ Hv] = d, because E[v_i v_j] = 0 for i ≠ j (Bekas, Kokiopoulou
+and Saad 2007). The noise is the off-diagonal part of H, whose squared mass is 50-300 times ‖d‖² on the networks of
+this book, so two measures are taken against it:
 
 1. *The Gauss-Newton part is computed exactly.* With logits z(θ) and their loss ℓ(z),
    H = Jᵀ(∇²ℓ)J + Σ_i (∂ℓ/∂z_i) ∇²z_i = G + R. The first matrix carries the large eigenvalues, and
@@ -25,8 +25,8 @@ so two measures are taken against it:
    interval: K is not fixed but chosen by a rule that looks at the samples, and √U is on average a little below
    the root of what U is on average.
 
-**Interval.** U is a mean of h(D_k, D_l) = D_k·D_l over pairs. Write h = ‖d‖² + a_k + a_l + e_kl with
-uncorrelated parts (Hoeffding's decomposition); then Var U = 4 Var(a)/n + 2 Var(e)/(n (n - 1)) for n
+**Interval.** U is a mean of h(D_k, D_l) = D_k·D_l over pairs, a U-statistic. Write h = ‖d‖² + a_k + a_l + e_kl with
+uncorrelated parts (the decomposition of Hoeffding 1948); then Var U = 4 Var(a)/n + 2 Var(e)/(n (n - 1)) for n
 samples, and both variances have unbiased estimates from the table of products (a two-way analysis
 of variance). The table is kept for 32 group means, so memory does not grow with K.
 """

@@ -67,7 +67,10 @@ def pgd(
     signs of the first gradient would be half noise. So attacks under bf16 are as strong as others.
 
     Args:
+        model: maps images to logits [N, K].
         x: images [N, C, H, W] in [0, 1].
+        objective: what is maximised, of the logits; :func:`cross_entropy` or :func:`divergence_from`.
+        steps: gradient steps; with 0 the start is returned.
         epsilon, step_size: in units of the pixel range; each step moves every pixel by ``step_size`` along the
             sign of its gradient, then projects.
         start: ``uniform`` in the ball (Madry et al.) or ``gaussian``, x + 0.001 N(0, 1) (TRADES and its heirs).
@@ -75,6 +78,9 @@ def pgd(
 
     Returns:
         x', detached, shape of ``x``.
+
+    Raises:
+        ValueError: an unknown start.
     """
     low, high = (x - epsilon).clamp_(0, 1), (x + epsilon).clamp_(0, 1)
     if start == "uniform":

@@ -16,8 +16,9 @@ class NormStatistics:
 
     def __init__(self, model: nn.Module) -> None:
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-        momentum, *others = momenta = {m.momentum for m in norms} or {0.0}
-        if momentum is None or others:
+        momenta = {m.momentum for m in norms}
+        momentum = next(iter(momenta), 0.0)  # without norms any will do
+        if momentum is None or len(momenta) > 1:
             given = ", ".join(sorted(map(str, momenta)))
             raise ValueError(f"all batch norms must have one number as momentum (0.1 is torch's default), got {given}")
         # .data, because the backward pass of a training forward checks that nobody wrote to them, though it never

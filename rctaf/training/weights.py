@@ -56,6 +56,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Take in the weights as they are."""
         average, live = ([tensors[i] for i in self._floats] for tensors in (self._average, self._live))
         torch._foreach_lerp_(average, live, 1 - self._decay)
 
@@ -66,7 +67,9 @@ class WeightAverage:
             self._live[i].copy_(self._average[i])
 
     def state_dict(self) -> dict[str, Any]:
+        """The average, for a checkpoint."""
         return {"average": self._average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the average in a checkpoint."""
         torch._foreach_copy_(self._average, state["average"])

@@ -27,9 +27,9 @@ def single_runs_differ(frame: pd.DataFrame, value: str, claim: str, printed_poin
     here). From each end follows what two single runs must differ by to be told apart at the 5 % level
     (:func:`rctaf.statistics.critical_difference`).
 
-    Supported: the printed difference is above both. Not testable: below both. Else undecided. The noise of another data
-    set and network is a stand-in for the paper's own, which one run per row does not reveal; the deviation at which the
-    outcome would turn is therefore part of the sentence.
+    Supported: the printed difference is above both. Not testable: below both, or no run here differs from that of
+    another seed. Else undecided. The noise of another data set and network is a stand-in for the paper's own, which one
+    run per row does not reveal; the deviation at which the outcome would turn is therefore part of the sentence.
     """
     needed = printed_points / critical_difference(1.0)
     printed = (
@@ -45,6 +45,8 @@ def single_runs_differ(frame: pd.DataFrame, value: str, claim: str, printed_poin
         words = f"{printed}. The cells with the most seeds have fewer than {MIN_SEEDS} in common"
         return Verdict(claim, f"{words}.", "not testable")
     s, df = seed_deviation(rows.assign(points=100 * rows[value].astype(float)), "points")
+    if s.value == 0:  # as where a network learned nothing, or an attack everything
+        return Verdict(claim, f"{printed}. The runs here do not differ between seeds.", "not testable")
     images = float(rows["n_eval"].min())
     shrunk = s.value * math.sqrt(min(1.0, images / PRINTED_IMAGES))
     low, high = (critical_difference(sd, df=df) for sd in (shrunk, s.value))
