@@ -174,6 +174,36 @@ def write(tmp_path, text):
     return path
 
 
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [
+        ({"attack_steps": None}, "attack_steps"),  # TRADES without an attack
+        ({"lam": None}, "lam"),
+        ({"alpha_learned": None}, "alpha_learned"),  # would be False by another id
+        ({"method": "dajat", "auto_views": None}, "auto_views"),
+        ({"method": "dkl", "temperature": None, "lam_mse": None}, "lam_mse, temperature"),
+        ({"awp": 0.005, "awp_from": None}, "awp_from"),
+    ],
+)
+def test_a_setting_that_is_used_has_a_value(settings, missing):
+    with pytest.raises(ValidationError, match=f"{missing}: must be given with these choices"):
+        RunConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"activation": "relu", "alpha": None, "beta": None, "alpha_learned": None},
+        {"method": "standard", "attack_steps": None, "lam": None},
+        {"attack_schedule": "as_released", "attack_steps": None},
+        {"epsilon_larger": None, "n_train": None, "n_eval": None, "width": None, "awp": None},
+    ],
+)
+def test_none_says_that_a_setting_is_not_used(settings):
+    chosen = {name: value for name, value in settings.items() if value is not None or name == "epsilon_larger"}
+    assert RunConfig(**settings) == RunConfig(**chosen)
+
+
 def test_curvature_axis(tmp_path):
     path = write(tmp_path, "name: g\nscale: s\nblocks: [{axes: {beta: [0, 1, 2, 5], curvature: [0.5, 7]}}]")
     cells = list(Grid.load(path).cells().values())
