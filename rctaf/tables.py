@@ -181,6 +181,13 @@ def verdict_box(verdict: Verdict) -> HTML:
     )
 
 
+def verdict_boxes(verdicts: Sequence[Verdict]) -> list[HTML]:
+    """A box for each verdict; where none can be tested, as with a single seed, one folded table of them."""
+    if any(verdict.outcome != "not testable" for verdict in verdicts):
+        return [verdict_box(verdict) for verdict in verdicts]
+    return [folded(f"{count(len(verdicts), 'claim')}, none of them testable on these runs", verdict_table(verdicts))]
+
+
 def verdict_table(verdicts: Sequence[Verdict], what: str = "claim of the paper") -> HTML:
     """Several verdicts as one table: ``what`` is judged, what was measured, outcome."""
     rows = "".join(

@@ -31,7 +31,14 @@ def estimate(rms: float) -> dict:
     square = 100 * (9 * rms) ** 2  # weights of size 3: the scale-free norm is 9 times the other
     interval = [0.95 * rms, 1.05 * rms]
     parts = {"gauss_newton_square": 100 * rms**2, "remainder_square": 225 * rms**2}  # the second is 1.5 times as long
-    estimate = {"rms": rms, "rms_interval": interval, "probes": 64, "parameters": 100, "scale_free_square": square}
+    estimate = {
+        "rms": rms,
+        "rms_interval": interval,
+        "probes": 64,
+        "images": 128,
+        "parameters": 100,
+        "scale_free_square": square,
+    }
     return estimate | parts
 
 
