@@ -195,6 +195,14 @@ def test_orders_equally_far_apart_along_both_labels_are_undecided(frame):
     assert (narrow.outcome, narrow.measured) == ("not testable", "The orders have no part of max|σ″| and α in common.")
 
 
+def test_a_hill_takes_four_seeds(frame):
+    """Of three seeds the first chooses, and the differences of two may be equal."""
+    rows = frame(peak=6.5, hessian_least=6.5)
+    three, four = (verdicts.hill(rows[rows["seed"] < seeds], VALUE) for seeds in (3, 4))
+    assert (three.outcome, three.measured) == ("not testable", "Only 3 complete seeds; 4 are needed.")
+    assert four.outcome == "supported"
+
+
 def test_rules_that_came_later_say_so(frame):
     found = verdicts.figure_3(frame(peak=6.5, hessian_least=6.5), VALUE)
     later = [verdicts.ADDED in verdict.measured or verdicts.CHANGED in verdict.measured for verdict in found]

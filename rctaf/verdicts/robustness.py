@@ -41,6 +41,7 @@ from rctaf.verdicts.common import (
     rows_to_judge,
     shared_rows,
     sign,
+    too_few_seeds,
     trend_below,
     why_orders_alike,
 )
@@ -191,17 +192,20 @@ def hill(frame: pd.DataFrame, value: str) -> Verdict:
     (:func:`rctaf.statistics.inside_against_ends`, which also says how a curvature inside is chosen without favour).
 
     Supported: every interval lies above 0. Not supported: some end is above every curvature inside (one-sided,
-    p < 0.05 after Holm over all ends). Else undecided. Three seeds keep the level, though the two differences that they
-    leave hardly decide. Where the top lies is another claim, :func:`peak_in_band`, and so is a fall beyond 10,
-    :func:`falls_beyond`.
+    p < 0.05 after Holm over all ends). Else undecided. Not testable with fewer than four seeds: the two
+    differences that three leave may be equal by chance, and then have an interval of no width. Where the top lies is
+    another claim, :func:`peak_in_band`, and so is a fall beyond 10, :func:`falls_beyond`.
     """
     claim = (
         "Robustness first rises and then falls along max|σ″|: both ends of the tested grid are below its inside, in "
         "{orders}."
     )
-    claim, rows, stop = rows_to_judge(claim, frame, value, curvatures=3)
+    needed = MIN_SEEDS + 1  # the first seed only chooses
+    claim, rows, stop = rows_to_judge(claim, frame, value, needed, curvatures=3)
     if stop:
         return stop
+    if (seeds := rows["seed"].nunique()) < needed:
+        return Verdict(claim, too_few_seeds(seeds, needed), "not testable")
     found = inside_against_ends(rows, value)
     words = []
     for order, ends in found.groupby("order"):
