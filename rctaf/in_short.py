@@ -275,7 +275,7 @@ def longer(judged: pd.DataFrame, value: str, verdicts: Sequence[Verdict]) -> lis
         if verdict.outcome in outcomes
     ]
     if said:
-        words += f" Robustness is then {', '.join(said)}."
+        words += f" Robustness is then {listed(said)}."
     return [(f"Longer training, {data}", typeset(words))]
 
 

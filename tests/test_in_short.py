@@ -285,13 +285,13 @@ def test_longer_training():
     mixed = pd.concat([few[few["beta"] < 2], world(1, -0.5)[lambda rows: rows["beta"] == 2]])
     ((_, worse),) = longer_in_short(mixed)
     assert "and order 1 (from" in worse
-    hill = "Robustness is then a hill, not rising below 4, lower beyond 10 in every order."
+    hill = "Robustness is then a hill, not rising below 4 and lower beyond 10 in every order."
     assert same.endswith(hill)
-    assert moved.endswith("Robustness is then not a hill, not rising below 4, lower beyond 10 in every order.")
+    assert moved.endswith("Robustness is then not a hill, not rising below 4 and lower beyond 10 in every order.")
     assert "Robustness is then" in fashion
     assert "beyond 10" not in fashion.partition("Robustness is then")[2]  # not run there
     later = longer_in_short(world(6.3, 0))[0][1]
-    assert later.endswith("Robustness is then a hill, higher at 4 than below, lower beyond 10 in every order.")
+    assert later.endswith("Robustness is then a hill, higher at 4 than below and lower beyond 10 in every order.")
     assert re.search(rf"lose against those at 1 in order 2 \(from {eight} to \u221212\.\d points\)", worse)
 
 
