@@ -232,6 +232,12 @@ def test_the_state_of_another_model_or_setting_is_not_used(problem, tmp_path):
         fresh = autoattack(*changed, 0.05, "screening")["mask"]
         assert autoattack(*changed, 0.05, "screening", state=state)["mask"] == fresh
         assert state.read_text() != kept  # begun anew, though ten images may end alike
+    keys = []
+    for settings in ({}, {"seed": 1}, {"batch_size": 5}, {"version": "standard"}):
+        state.unlink()
+        autoattack(model, x[:4], y[:4], 0.05, **{"version": "screening", **settings}, state=state)
+        keys.append(json.loads(state.read_text())["key"])
+    assert len(set(keys)) == 4
 
 
 def test_model_generators_and_tracer_are_left_alone(problem):

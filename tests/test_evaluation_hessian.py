@@ -126,6 +126,23 @@ def test_the_estimate_meets_the_exact_diagonal(activation, images):
     json.dumps(found.record(), allow_nan=False)
 
 
+def test_every_part_is_exact_where_no_two_weights_meet():
+    """One weight per output and a squared loss: the Hessian is diagonal, so that no probe errs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 4, bias=False), RCTAF(3.0, 1)).double().eval()
+    x, y = torch.rand(6, 1).double(), torch.tensor([0, 1, 2, 3, 0, 1])
+    _, full, gauss_newton = brute_force(model, squared_error, x, y)
+    d, g = full.diagonal(), gauss_newton.diagonal()
+    assert torch.equal(full, torch.diag(d))
+    assert (g * (d - g)).sum().abs() > 0.1 * (d - g).square().sum()  # a part left out would show
+    found = hessian_diagonal_norm(model, squared_error, x, y, dtype=torch.float64)
+    assert found.images == 6
+    assert found.square == pytest.approx(d.square().sum().item(), rel=1e-12)
+    assert found.gauss_newton_square == pytest.approx(g.square().sum().item(), rel=1e-12)
+    assert found.remainder_square == pytest.approx((d - g).square().sum().item(), rel=1e-10)
+    assert found.frobenius_square == pytest.approx(d.square().sum().item(), rel=1e-12)
+
+
 def test_float32_and_the_order_of_differentiation_change_rounding_only(images, monkeypatch):
     model = network(lambda: RCTAF(5.0, 1))
     x, y = images

@@ -411,6 +411,35 @@ def test_sgd_is_the_textbook_update(digits, head_lr):
         torch.testing.assert_close(state[k], value, rtol=1e-4, atol=1e-6)
 
 
+def test_momentum_carries_the_step_before(digits):
+    """Two steps over all images by the textbook; the order of the images only rounds otherwise."""
+    c = config(method="standard", epochs=2, batch_size=200, lr=0.05, weight_decay=0.01)
+    model = from_config(c, in_channels=1, n_classes=10)
+    velocity = [torch.zeros_like(p) for p in model.parameters()]
+    for epoch in (1, 2):
+        model.zero_grad()
+        nn.functional.cross_entropy(model(digits.train_x), digits.train_y).backward()
+        with torch.no_grad():
+            for p, v in zip(model.parameters(), velocity, strict=True):
+                v.mul_(0.9).add_(p.grad + 0.01 * p)
+                p.sub_(schedules.learning_rate(c, epoch) * v)
+    _, state = run(c, digits)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(state[name], p.detach(), rtol=1e-3, atol=1e-5)  # without it they are 0.01 away
+
+
+def test_accuracy_in_training_is_a_share_of_the_images(digits):
+    """Of one epoch that learns next to nothing: what the network at the start gets right, in training mode."""
+    c = config(method="trades", epochs=1, batch_size=200, lr=1e-9, attack_steps=1, epsilon="1e-6")
+    model = from_config(c, in_channels=1, n_classes=10)
+    share = (model(digits.train_x).argmax(1) == digits.train_y).double().mean().item()
+    assert 0 < share < 0.5
+    history, _ = run(c, digits)
+    # a logit nearly as high as the highest may win in another order of sums, or after an attack of a millionth
+    assert history["train_accuracy"] == [pytest.approx(share, abs=0.011)]
+    assert history["train_robust_accuracy"] == [pytest.approx(share, abs=0.011)]
+
+
 def test_schedules_are_the_recipes():
     c = config(epochs=200, lr=0.2)
     assert schedules.learning_rate(c, 1) == 0.2

@@ -190,9 +190,10 @@ def test_attacks_run_in_evaluation_mode_with_one_natural_forward(network, method
     assert (attacked is x) == (method == "standard")
 
 
-def test_the_trades_attack_ascends_the_divergence_from_a_gaussian_start(network):
+@pytest.mark.parametrize("method", ["trades", "dajat"])
+def test_the_trades_attack_ascends_the_divergence_from_a_gaussian_start(network, method):
     model, x, y = network
-    ours = make(method="trades").attack(model, x, y, Budget(0.1, 3, 0.05), torch.Generator().manual_seed(0))
+    ours = make(method=method).attack(model, x, y, Budget(0.1, 3, 0.05), torch.Generator().manual_seed(0))
     with eval_mode(model), torch.no_grad():
         objective = divergence_from(model(x))
     generator = torch.Generator().manual_seed(0)

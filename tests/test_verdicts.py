@@ -203,6 +203,18 @@ def test_a_hill_takes_four_seeds(frame):
     assert four.outcome == "supported"
 
 
+def test_the_numbers_of_the_rules():
+    """The band is the paper's (facts of its text: "4 to 10", "max|sigma''| = 7"), the level of every test 5 %."""
+    assert (verdicts.BAND, verdicts.TUNED) == ((4, 10), 7)
+    for equivalent, different, outcome in (
+        (0.049, 1, "supported"),
+        (0.051, 0.051, "undecided"),
+        (0.051, 0.049, "not supported"),
+    ):
+        pairs = pd.DataFrame({"p_equivalent": [0.0, equivalent], "p_different_holm": [1.0, different]})
+        assert verdicts.alike(pairs) == outcome
+
+
 def test_rules_that_came_later_say_so(frame):
     found = verdicts.figure_3(frame(peak=6.5, hessian_least=6.5), VALUE)
     later = [verdicts.ADDED in verdict.measured or verdicts.CHANGED in verdict.measured for verdict in found]
