@@ -155,6 +155,21 @@ def test_an_optimum_outside_the_grid_is_not_identified():
         assert not found.identified
 
 
+def test_identified_is_what_its_text_says():
+    """Of tops from inside to the edge, sharp and flat: both reasons against occur by themselves, and neither."""
+    half, met = math.log(CURVATURES[-1] / CURVATURES[0]) / 2, set()
+    for trial in range(120):
+        rng = np.random.default_rng(trial)
+        at, width = np.exp(rng.uniform(-1.4, 1.0)), rng.uniform(1.0, 4.0)
+        found = optimum(experiment(lambda _, c, a=at, w=width: hill(c, a, w), rng, seeds=6), "value")
+        on_edge, wide = found.edge > 0.025, math.log(found.curvature.high / found.curvature.low) > half
+        assert found.identified == (not on_edge and not wide), trial
+        met.add(
+            (on_edge and found.edge < 0.2, wide and math.log(found.curvature.high / found.curvature.low) < 1.8 * half)
+        )
+    assert {(False, False), (True, False), (False, True)} <= met
+
+
 def test_a_flat_curve_is_not_identified():
     rng = np.random.default_rng(3)
     found = [optimum(experiment(lambda b, c: 80.0, rng), "value") for _ in range(20)]
