@@ -239,6 +239,21 @@ def test_widget_answers_the_keyboard(page, scheme, http, html, chromium):
         box.locator("polyline.baseline").first.wait_for()
 
 
+@pytest.mark.parametrize("page", WITH_WIDGET)
+def test_a_typed_number_is_taken_as_it_is(page, http, chromium):
+    with opened(chromium, http, page) as tab:
+        box = tab.locator(".rctaf-box").first
+        curves, readout = box.locator(".rctaf-explorer"), box.locator(".widget-readout").first
+        for typed in (28, 14, 7, 50, 0.123):
+            readout.fill(str(typed))
+            readout.press("Enter")
+            tab.wait_for_function("([e, typed]) => +e.dataset.alpha === typed", arg=[curves.element_handle(), typed])
+            assert float(readout.inner_text()) == typed
+            assert box.locator(".key").first.inner_text().endswith(f"α = {typed}")
+        box.get_by_role("slider", name="α (sharpness)").press("PageUp")
+        assert float(curves.get_attribute("data-alpha")) == pytest.approx(0.123 * 10**0.1, rel=1e-4)
+
+
 RECORDS = "notebooks/figures/records"
 
 
