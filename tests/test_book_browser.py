@@ -90,6 +90,14 @@ def chromium(browsers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bro
     context.close()
 
 
+@pytest.fixture(scope="session")
+def phone(browsers) -> Iterator[BrowserContext]:
+    browser, path = browsers
+    started = browser.launch(executable_path=path, headless=True, args=ARGUMENTS)
+    yield started.new_context(viewport={"width": 390, "height": 800}, is_mobile=True, has_touch=True)
+    started.close()
+
+
 def test_how_to_cite_is_what_the_citation_file_says():
     cited = re.search(r"```bibtex\n(.*?)```", source("book/intro"), re.DOTALL)[1].replace("{", "").replace("}", "")
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
@@ -256,6 +264,11 @@ def test_a_typed_number_is_taken_as_it_is(page, http, chromium):
 
 RECORDS = "notebooks/figures/records"
 
+AT = """([p, trace, i]) => {   // where on the screen a point is
+  const [x, y] = [p._fullLayout.xaxis, p._fullLayout.yaxis], box = p.getBoundingClientRect();
+  return [box.x + x._offset + x.d2p(p._fullData[trace].x[i]), box.y + y._offset + y.d2p(p._fullData[trace].y[i])];
+}"""
+
 
 @pytest.mark.parametrize("scheme", ["http", "file"])
 def test_a_point_leads_to_its_records(scheme, http, html, chromium):
@@ -268,14 +281,10 @@ def test_a_point_leads_to_its_records(scheme, http, html, chromium):
         for run_id in runs:
             assert tab.locator(f"a[href='../../records/{run_id}.json']").first.is_visible()
         plot.scroll_into_view_if_needed()
-        x, y = plot.evaluate(
-            """p => { const [x, y] = [p._fullLayout.xaxis, p._fullLayout.yaxis], box = p.getBoundingClientRect();
-                   return [box.x + x._offset + x.d2p(p._fullData[0].x[0]),
-                           box.y + y._offset + y.d2p(p._fullData[0].y[0])]; }"""
-        )
+        x, y = tab.evaluate(AT, [plot.element_handle(), 0, 0])
         tab.mouse.move(x, y)
         plot.locator(".hoverlayer .hovertext").first.wait_for()
-        assert runs[0] in plot.locator(".hoverlayer").text_content()
+        assert f"{len(runs)} seeds" in plot.locator(".hoverlayer").text_content()
         tab.mouse.click(x, y)
         tab.wait_for_url("**/records.html#*")
         tab.locator(".records-bar").wait_for()
@@ -284,6 +293,60 @@ def test_a_point_leads_to_its_records(scheme, http, html, chromium):
             link = tab.locator(f"tr[id='{run_id}'] a").get_attribute("href")
             record = json.loads((HTML / RECORDS).parent.joinpath(link).read_text())
             assert record["id"] == run_id
+
+
+def test_on_a_phone_the_second_tap_on_a_point_opens_its_records(http, phone):
+    with opened(phone, http, "notebooks/figures/figure_3") as tab:
+        plot = tab.locator(".js-plotly-plot").first
+        plot.scroll_into_view_if_needed()
+        label = plot.locator(".hoverlayer .hovertext")
+        for point in (0, 4):  # the first tap on another point opens nothing either
+            tab.touchscreen.tap(*tab.evaluate(AT, [plot.element_handle(), 0, point]))
+            label.first.wait_for()
+            tab.wait_for_timeout(500)
+            assert tab.url.endswith("figure_3.html")
+        runs = plot.evaluate("p => p.data[0].customdata[4].split(' ').join(',')")
+        tab.touchscreen.tap(*tab.evaluate(AT, [plot.element_handle(), 0, 4]))
+        tab.wait_for_url(f"**/records.html#{runs}")
+        tab.locator(".records-bar").wait_for()
+
+
+@pytest.mark.parametrize("page", WITH_PLOTS)
+def test_on_a_phone_a_label_fits(page, http, phone):
+    """Those of the first and the last point and of one between, of every line whose points name their runs."""
+    outside = """async () => {
+      const found = [];
+      for (const plot of document.querySelectorAll('.plotly-graph-div')) {
+        for (const [curveNumber, trace] of plot._fullData.entries()) {
+          for (const part of trace.customdata ? [0, 0.5, 1] : []) {
+            const pointNumber = Math.floor(part * (trace.x.length - 1));
+            Plotly.Fx.hover(plot, [{ curveNumber, pointNumber }], trace.xaxis + trace.yaxis);
+            await new Promise(resolve => setTimeout(resolve, 60));  // Plotly takes no other for 50 ms
+            const frame = plot.getBoundingClientRect();
+            const boxes = [...plot.querySelectorAll('.hovertext')].map(label => label.getBoundingClientRect());
+            const inside = box => box.left >= frame.left - 4 && box.right <= frame.right + 4;  // but for its margin
+            const fits = boxes.length > 0 && boxes.every(inside);
+            if (!fits) found.push(trace.text?.[pointNumber] ?? trace.name);
+          }
+        }
+      }
+      return found;
+    }"""
+    with opened(phone, http, page) as tab:
+        assert tab.evaluate(outside) == []
+
+
+def test_a_logarithmic_axis_has_numbers_enough_of_one_size(http, chromium):
+    with opened(chromium, http, "notebooks/figures/figure_7") as tab:
+        axes = tab.evaluate("""() => [...document.querySelectorAll('.plotly-graph-div')]
+          .filter(plot => plot._fullLayout.yaxis.type === 'log')
+          .map(plot => [...plot.querySelectorAll('.ytick text')])
+          .map(texts => texts.map(text => [+text.textContent, getComputedStyle(text).fontSize]))""")
+        assert axes
+        for numbers in axes:
+            assert len(numbers) >= 3
+            assert len({size for _, size in numbers}) == 1
+            assert all(number > 0 for number, _ in numbers)
 
 
 def test_the_table_of_records_sorts_and_filters(http, chromium):
