@@ -287,12 +287,22 @@ def test_a_point_leads_to_its_records(scheme, http, html, chromium):
         assert f"{len(runs)} seeds" in plot.locator(".hoverlayer").text_content()
         tab.mouse.click(x, y)
         tab.wait_for_url("**/records.html#*")
-        tab.locator(".records-bar").wait_for()
+        tab.wait_for_function("() => scrollY > 0")  # to the rows, which the text above would keep out of view
+        assert 0 < tab.locator(".records-bar").bounding_box()["y"] < 200
         assert [row.get_attribute("id") for row in tab.locator("table.records tbody tr:visible").all()] == sorted(runs)
         for run_id in runs:
             link = tab.locator(f"tr[id='{run_id}'] a").get_attribute("href")
             record = json.loads((HTML / RECORDS).parent.joinpath(link).read_text())
             assert record["id"] == run_id
+
+
+def test_one_record_is_scrolled_to(http, chromium):
+    """Its id is that of its row, to which the browser jumps by itself, past the headings."""
+    run_id = sorted(path.stem for path in (HTML / "records").glob("*.json"))[-1]
+    with opened(chromium, http, PAGES[0]) as tab:
+        tab.goto(f"{http}/{RECORDS}.html#{run_id}", wait_until="load")
+        tab.wait_for_timeout(500)
+        assert 0 < tab.locator(".records-bar").bounding_box()["y"] < 200
 
 
 def test_on_a_phone_the_second_tap_on_a_point_opens_its_records(http, phone):
@@ -395,12 +405,33 @@ def test_the_headings_of_the_records_and_their_filter_stay_in_view(width, http, 
     with opened(chromium, http, RECORDS) as tab:
         tab.set_viewport_size({"width": width, "height": 800})
         tab.locator(".records-frame").evaluate("e => { e.scrollTo(500, 2000); e.scrollIntoView({block: 'end'}); }")
-        last = tab.locator("table.records thead th").nth(5)
+        last = tab.locator("table.records thead th").nth(7)
         for part in (tab.get_by_label("Show rows with"), last):
             box = part.bounding_box()
             assert 0 <= box["x"] <= width
             assert 0 <= box["y"] <= 800 - box["height"]
         assert tab.locator(".records-frame").evaluate("e => e.scrollTop") > 1000
+
+
+def test_on_a_desktop_the_results_are_in_view(http, chromium):
+    """Those of Table 1, and clean and robust accuracy in the table of records: nobody need scroll for them."""
+    with opened(chromium, http, "notebooks/figures/table_1") as tab:
+        assert tab.locator("table.measured").evaluate("e => e.parentElement.scrollWidth <= e.parentElement.clientWidth")
+    with opened(chromium, http, RECORDS) as tab:
+        frame = tab.locator(".records-frame").bounding_box()
+        for name in ("clean %", "APGD-CE + APGD-T %", "AutoAttack %"):
+            head = tab.get_by_role("columnheader", name=name).bounding_box()
+            assert head["x"] + head["width"] <= frame["x"] + frame["width"]
+
+
+def test_on_a_phone_the_cells_of_a_verdict_stand_below_each_other(http, chromium):
+    with opened(chromium, http, "notebooks/figures/summary") as tab:
+        tab.set_viewport_size({"width": 400, "height": 800})
+        table = tab.locator("table.verdicts").first
+        table.evaluate("e => { e.closest('details').open = true; }")
+        cells = [cell.bounding_box() for cell in table.locator("tbody tr").first.locator("td").all()]
+        assert min(cell["width"] for cell in cells) > 300
+        assert [cell["y"] for cell in cells] == sorted({cell["y"] for cell in cells})
 
 
 @pytest.mark.parametrize("table", ["1", "2"])
