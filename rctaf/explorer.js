@@ -3,6 +3,8 @@
 const REACH = 3; // the curves are drawn for x in [-REACH, REACH]
 const BAND = [4, 10]; // the paper's best range of max|σ″|
 const GAUGE = [0.01, 1000];
+const KEYS = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -5, PageUp: 5 };
+const KEY_STEP = 0.02; // in the exponent of α: an arrow key changes it by a twentieth
 const PANELS = [
   { title: "σ(x)", always: [-1, 4] },
   { title: "σ′(x)", always: [0, 1] },
@@ -126,6 +128,15 @@ function gauge(svg, value, other) {
   svg.innerHTML = out;
 }
 
+// The slider's own step is far smaller than a key should move it: it is what a typed number is rounded to.
+function stepAlpha(event) {
+  const slider = event.target.closest(".noUi-target")?.noUiSlider, steps = KEYS[event.key];
+  if (!slider || !steps) return; // the number beside it, where one types, keeps its keys
+  event.preventDefault();
+  event.stopPropagation();
+  slider.set(slider.get() + steps * KEY_STEP);
+}
+
 // The sliders are siblings of this widget, drawn at a time of their own; noUiSlider gives its handles no name, and the
 // logarithmic one announces the exponent.
 function nameControls(el, alpha, beta) {
@@ -137,6 +148,7 @@ function nameControls(el, alpha, beta) {
     handle?.setAttribute("aria-valuetext", values[i]);
     readout?.setAttribute("role", "textbox");
     readout?.setAttribute("aria-label", `${name}, type a value`);
+    if (i === 0) slider.addEventListener("keydown", stepAlpha, true); // the same function again adds nothing
   });
 }
 
@@ -156,7 +168,7 @@ function render({ model, el }) {
   let formulas = []; // of the curves on show, for the read-out under the pointer
 
   function draw() {
-    const alpha = model.get("alpha"), beta = model.get("beta");
+    const alpha = +model.get("alpha").toPrecision(5), beta = model.get("beta"); // 14 where the slider makes 13.999999
     const [name, label] = BASELINES[model.get("baseline") ?? 0] ?? BASELINES[0];
     const value = alpha * CURVATURE.family[beta];
     const zone = value < BAND[0] ? "below" : value > BAND[1] ? "above" : "inside";

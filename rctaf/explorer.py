@@ -47,7 +47,13 @@ def explorer(alpha: float = 1.0, beta: int = 1) -> ipywidgets.VBox:
         raise ValueError(f"beta must be one of {ORDERS}, got {beta!r}")
     layout = {"style": {"description_width": "8.5em"}, "layout": {"width": "min(100%, 34em)"}}
     sharpness = ipywidgets.FloatLogSlider(
-        value=alpha, min=-1, max=2, step=0.02, readout_format=".3g", description="α (sharpness)", **layout
+        value=alpha,
+        min=-1,
+        max=2,
+        step=1e-6,  # in the exponent, and a typed number is rounded to it; explorer.js gives the keys a longer one
+        readout_format=".3g",
+        description="α (sharpness)",
+        **layout,
     )
     order = ipywidgets.IntSlider(value=beta, min=ORDERS[0], max=ORDERS[-1], description="β (order)", **layout)
     baseline = ipywidgets.Dropdown(options=["none", *LABELS.values()], description="compare with", **layout)

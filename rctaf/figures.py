@@ -69,8 +69,8 @@ class _BookRenderer(MimetypeRenderer):
 def use_book_renderer() -> None:
     """Draw Plotly figures so that JupyterLab and the static book both show them; set the house style."""
     axis = {"gridcolor": GRID_COLOUR, "zerolinecolor": GRID_COLOUR, "linecolor": GRID_COLOUR, "automargin": True}
-    # 0.2 and 20, not twice a bare 2; 0.0005, not 500μ
-    axis |= {"minorloglabels": "complete", "exponentformat": "none", "title": {"standoff": 8, "font": {"size": 13}}}
+    # 0.0005, not 500μ; and on a logarithmic axis 0.2 and 20 as large as 1, not twice a small 2
+    axis |= {"tickformat": "~g", "title": {"standoff": 8, "font": {"size": 13}}}
     import_nbformat()  # before Plotly does
     pio.templates["rctaf"] = go.layout.Template(
         layout={
@@ -107,7 +107,7 @@ def curves(
         which = group[series].iloc[0]
         name = f"order β = {int(which)}" if series == "beta" else str(which)
         style = series_style(int(which) if series == "beta" else place)
-        text = [_hover(f"{name}, {_SHORT[x]} {row[x]:.4g}", row, percent) for _, row in group.iterrows()]
+        text = [_hover(f"{name}, {_SHORT[x]}{row[x]:.4g}", row, percent) for _, row in group.iterrows()]
         _add_means(fig, group, x, percent, _aside(cells[x], place, len(groups)), name=name, text=text, **style)
     if x == "curvature":
         _add_band(fig)
@@ -144,8 +144,8 @@ def attack_panels(cells: pd.DataFrame, title: str) -> go.Figure:
     for row, order in enumerate(orders, start=1):
         for name, line in cells[cells["beta"] == order].groupby("attack", sort=False):
             place = names.index(str(name))
-            start = f"{name}, {_SHORT['curvature']} "
-            text = [_hover(f"{start}{cell['curvature']:.4g}", cell, True, ids=False) for _, cell in line.iterrows()]
+            start = f"{name}, {_SHORT['curvature']}"
+            text = [_hover(f"{start}{cell['curvature']:.4g}", cell, True) for _, cell in line.iterrows()]
             shown = {"name": name, "legendgroup": name, "showlegend": row == 1, "row": row, "col": 1, "text": text}
             aside = _aside(cells["curvature"], place, len(names))
             _add_means(fig, line, "curvature", True, aside, **shown, **series_style(3 + place))  # no order's colour
@@ -167,7 +167,7 @@ def _add_band(fig: go.Figure, **panels: object) -> None:
     fig.add_annotation(x=middle, y=1, yref="paper", yanchor="bottom", text="paper: 4 to 10", showarrow=False)
 
 
-_SHORT = {"curvature": "max|σ″|", "alpha": "α"}  # names of an x axis in front of a value
+_SHORT = {"curvature": "max|σ″|\u00a0", "alpha": "α\u00a0"}  # names of an x axis in front of a value
 
 
 def _y_title(words: str, percent: bool) -> str:
@@ -191,6 +191,19 @@ def _ticks(values: pd.Series) -> dict[str, list[float]]:
     return {"tickvals": tested}
 
 
+def _log_ticks(fig: go.Figure) -> dict[str, Any]:
+    """The ticks of a logarithmic y axis: 1, 2, 5, 10, ..., or more where those would be fewer than three."""
+    bars = [(trace.y, trace.error_y.arrayminus, trace.error_y.array) for trace in fig.data]
+    low = min(np.min(np.subtract(y, 0 if below is None else below)) for y, below, _ in bars)
+    high = max(np.max(np.add(y, 0 if above is None else above)) for y, _, above in bars)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        ticks = [digit * 10.0**decade for decade in decades for digit in digits]
+        if sum(low <= tick <= high for tick in ticks) >= 3:
+            return {"tickvals": ticks}
+    return {"dtick": None}  # less than a factor of two: Plotly's own ticks are evenly spaced
+
+
 def _add_means(fig: go.Figure, cells: pd.DataFrame, x: str, percent: bool, aside: float, **style: object) -> None:
     """A line through the means of :func:`cells`, with their intervals where any has more than one seed; see _aside."""
     scale = 100 if percent else 1
@@ -210,7 +223,8 @@ def _add_means(fig: go.Figure, cells: pd.DataFrame, x: str, percent: bool, aside
 def add_reference_lines(fig: go.Figure, cells: pd.DataFrame, *, percent: bool = True) -> go.Figure:
     """A dotted line for each named baseline, at its mean over seeds, in a faint band of its colour, its interval.
 
-    The type of the y axis must be set before. A figure without points, as early in a sweep, has no place for lines.
+    The type of the y axis must be set before; a logarithmic one gets its ticks here, when all that it must show is
+    known. A figure without points, as early in a sweep, has no place for lines.
     """
     places = sorted({x for trace in fig.data for x in trace.x})
     if not places:
@@ -243,22 +257,17 @@ def add_reference_lines(fig: go.Figure, cells: pd.DataFrame, *, percent: bool = 
         )
         at = np.log10(y) if fig.layout.yaxis.type == "log" else y
         fig.add_annotation(x=0, xref="paper", xanchor="left", y=at, yanchor="bottom", text=name, showarrow=False)
+    if fig.layout.yaxis.type == "log":
+        fig.update_yaxes(_log_ticks(fig))
     return fig
 
 
-def _hover(name: str, cell: pd.Series, percent: bool, ids: bool = True) -> str:
-    """What a point says: its mean, its interval and the ids of its runs."""
+def _hover(name: str, cell: pd.Series, percent: bool) -> str:
+    """What a point says, in lines that a phone is wide enough for; its runs are a click away."""
     mean, interval = in_words(cell, percent)
-    interval = f", 95 % interval {interval}" if interval else ""
-    seeds = count(cell["n"], "seed")
-    runs = f"<br>runs {_wrap(cell['runs'])}" if ids else ""
-    return typeset(f"{name}<br>mean {mean}{' %' if percent else ''}{interval}<br>{seeds}{runs}")
-
-
-def _wrap(ids: str) -> str:
-    """Four ids a line."""
-    words = ids.split()
-    return "<br>".join(" ".join(words[i : i + 4]) for i in range(0, len(words), 4))
+    lines = [*textwrap.wrap(name, 40), f"mean {mean}{' %' if percent else ''}"]
+    lines += [f"95 % interval {interval}"] if interval else []
+    return typeset("<br>".join([*lines, count(cell["n"], "seed")]))
 
 
 def arms(
@@ -294,11 +303,11 @@ def arms(
             marker={"color": style["line"]["color"], "symbol": style["marker"]["symbol"], "size": 5, "opacity": 0.35},
             legendgroup=str(name),
             showlegend=False,
-            text=[f"{name}, at {at:.4g}<br>seed {s}, run {run}" for at, s, run in runs[[x, "seed", "id"]].to_numpy()],
+            text=[f"{name}, at {at:.4g}<br>seed {seed}" for at, seed in zip(runs[x], runs["seed"], strict=True)],
             hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
             customdata=runs["id"],
         )
-        text = [_hover(f"{name}, at {row[x]:.4g}", row, percent) for _, row in line.iterrows()]
+        text = [_hover(f"{name}, at\u00a0{row[x]:.4g}", row, percent) for _, row in line.iterrows()]
         _add_means(fig, line, x, percent, aside, name=str(name), text=text, legendgroup=str(name), **style)
     fig.update_xaxes(type="log", title=x_title, **_ticks(means[x]))
     fig.update_yaxes(title=_y_title(y_title, percent))

@@ -15,7 +15,7 @@ from rctaf.names import DATASETS, activation_name, method_name, network_name
 from rctaf.records import Record, table
 from rctaf.statistics import mean_interval
 from rctaf.verdicts import Verdict
-from rctaf.words import count, typeset, unbroken
+from rctaf.words import count, typeset
 
 RECORDS_PAGE = "records.html"  # notebooks/figures/records.ipynb, beside every other figure
 RECORD_FILES = "../../records"  # where tools/build_book.py puts a copy of every record
@@ -62,15 +62,15 @@ def runs_link(runs: str, text: str) -> str:
 
 
 _COLUMNS = {  # of the table of records: a name and where it is read; accuracies are shares
-    "α": "alpha",
     "order β": "beta",
     "max|σ″|": "curvature",
-    "seed": "seed",
     "clean %": "clean_accuracy",
-    "PGD-20 %": "pgd20_accuracy",
     "APGD-CE + APGD-T %": "screening_accuracy",
     "AutoAttack %": "robust_accuracy",
+    "PGD-20 %": "pgd20_accuracy",
+    "seed": "seed",
     "Hessian rms, adversarial": "hessian_adversarial.rms",
+    "α": "alpha",
 }
 
 
@@ -99,11 +99,9 @@ def records_table(records: Sequence[Record]) -> HTML:
 def _record_cells(record: Record, row: pd.Series) -> dict[str, str]:
     """The cells of one record by the name of their column, as HTML; ``row`` holds the values of ``_COLUMNS``."""
     config, origin = record.config, record.provenance
-    values = {
+    values = {  # few before the results, which must be in view before anyone scrolls sideways
         "record": f'<a href="{RECORD_FILES}/{record.run_id}.json">{record.run_id}</a>',
         "data": DATASETS[config.dataset],
-        "network": network_name(config.network, config.width),
-        "method": method_name(config.method, config.auto_views).partition(" (")[0],
         "activation": activation_name(config.activation),
     }
     for name, column in _COLUMNS.items():
@@ -112,6 +110,8 @@ def _record_cells(record: Record, row: pd.Series) -> dict[str, str]:
     if config.alpha is None:
         values["max|σ″|"] = _true_curvature(config.activation, config.sharpness or 1.0)
     values |= {
+        "network": network_name(config.network, config.width),
+        "method": method_name(config.method, config.auto_views).partition(" (")[0],
         "other settings": typeset(", ".join(f"{name} {_short(value)}" for name, value in _unusual(config).items()))
         or "–",
         "date": str(origin.get("started", "–"))[:10],
@@ -227,7 +227,7 @@ def outcomes_so_far(judged: Iterable[tuple[str, Verdict]], topics: Sequence[str]
         if verdict.topic in found:
             found[verdict.topic].append(f"{verdict.outcome} on {column}")
     lines = "".join(
-        f"<li>{unbroken(escape(topic))}: {escape(', '.join(outcomes) or 'no run yet')}.</li>"
+        f"<li>{escape(topic.removesuffix('.'))}: {escape(', '.join(outcomes) or 'no run yet')}.</li>"
         for topic, outcomes in found.items()
     )
     return HTML(f"<p><strong>Outcomes so far.</strong></p><ul>{lines}</ul>")

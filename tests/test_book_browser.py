@@ -90,6 +90,14 @@ def chromium(browsers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bro
     context.close()
 
 
+@pytest.fixture(scope="session")
+def phone(browsers) -> Iterator[BrowserContext]:
+    browser, path = browsers
+    started = browser.launch(executable_path=path, headless=True, args=ARGUMENTS)
+    yield started.new_context(viewport={"width": 390, "height": 800}, is_mobile=True, has_touch=True)
+    started.close()
+
+
 def test_how_to_cite_is_what_the_citation_file_says():
     cited = re.search(r"```bibtex\n(.*?)```", source("book/intro"), re.DOTALL)[1].replace("{", "").replace("}", "")
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
@@ -162,6 +170,23 @@ CUT_OFF = """() => [...document.querySelectorAll('.plotly-graph-div')].flatMap(p
 })"""
 
 
+# the lines that hold a max|σ″| of which a part stands on the next one, folded tables included
+BROKEN = """() => {
+  document.querySelectorAll('details').forEach(fold => { fold.open = true; });
+  const texts = document.createTreeWalker(document.querySelector('.bd-article'), NodeFilter.SHOW_TEXT), found = [];
+  for (let text; (text = texts.nextNode());) {
+    for (const { index, 0: name } of text.data.matchAll(/max\\|σ″\\|/g)) {
+      const range = document.createRange();
+      range.setStart(text, index);
+      range.setEnd(text, index + name.length);
+      const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top)));
+      if (lines.size > 1) found.push(text.data);
+    }
+  }
+  return found;
+}"""
+
+
 def serious_violations(tab: Page) -> list[str]:
     """What axe finds, serious or critical, on the whole page, the theme's own parts included.
 
@@ -189,6 +214,7 @@ def test_page_over_http(page, http, chromium):
         tab.wait_for_timeout(300)
         assert tab.evaluate("document.documentElement.scrollWidth") <= 400
         assert tab.evaluate(CUT_OFF) == []
+        assert tab.evaluate(BROKEN) == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -239,7 +265,27 @@ def test_widget_answers_the_keyboard(page, scheme, http, html, chromium):
         box.locator("polyline.baseline").first.wait_for()
 
 
+@pytest.mark.parametrize("page", WITH_WIDGET)
+def test_a_typed_number_is_taken_as_it_is(page, http, chromium):
+    with opened(chromium, http, page) as tab:
+        box = tab.locator(".rctaf-box").first
+        curves, readout = box.locator(".rctaf-explorer"), box.locator(".widget-readout").first
+        for typed in (28, 14, 7, 50, 0.123):
+            readout.fill(str(typed))
+            readout.press("Enter")
+            tab.wait_for_function("([e, typed]) => +e.dataset.alpha === typed", arg=[curves.element_handle(), typed])
+            assert float(readout.inner_text()) == typed
+            assert box.locator(".key").first.inner_text().endswith(f"α = {typed}")
+        box.get_by_role("slider", name="α (sharpness)").press("PageUp")
+        assert float(curves.get_attribute("data-alpha")) == pytest.approx(0.123 * 10**0.1, rel=1e-4)
+
+
 RECORDS = "notebooks/figures/records"
+
+AT = """([p, trace, i]) => {   // where on the screen a point is
+  const [x, y] = [p._fullLayout.xaxis, p._fullLayout.yaxis], box = p.getBoundingClientRect();
+  return [box.x + x._offset + x.d2p(p._fullData[trace].x[i]), box.y + y._offset + y.d2p(p._fullData[trace].y[i])];
+}"""
 
 
 @pytest.mark.parametrize("scheme", ["http", "file"])
@@ -253,22 +299,82 @@ def test_a_point_leads_to_its_records(scheme, http, html, chromium):
         for run_id in runs:
             assert tab.locator(f"a[href='../../records/{run_id}.json']").first.is_visible()
         plot.scroll_into_view_if_needed()
-        x, y = plot.evaluate(
-            """p => { const [x, y] = [p._fullLayout.xaxis, p._fullLayout.yaxis], box = p.getBoundingClientRect();
-                   return [box.x + x._offset + x.d2p(p._fullData[0].x[0]),
-                           box.y + y._offset + y.d2p(p._fullData[0].y[0])]; }"""
-        )
+        x, y = tab.evaluate(AT, [plot.element_handle(), 0, 0])
         tab.mouse.move(x, y)
         plot.locator(".hoverlayer .hovertext").first.wait_for()
-        assert runs[0] in plot.locator(".hoverlayer").text_content()
+        assert f"{len(runs)} seeds" in plot.locator(".hoverlayer").text_content()
         tab.mouse.click(x, y)
         tab.wait_for_url("**/records.html#*")
-        tab.locator(".records-bar").wait_for()
+        tab.wait_for_function("() => scrollY > 0")  # to the rows, which the text above would keep out of view
+        assert 0 < tab.locator(".records-bar").bounding_box()["y"] < 200
         assert [row.get_attribute("id") for row in tab.locator("table.records tbody tr:visible").all()] == sorted(runs)
         for run_id in runs:
             link = tab.locator(f"tr[id='{run_id}'] a").get_attribute("href")
             record = json.loads((HTML / RECORDS).parent.joinpath(link).read_text())
             assert record["id"] == run_id
+
+
+def test_one_record_is_scrolled_to(http, chromium):
+    """Its id is that of its row, to which the browser jumps by itself, past the headings."""
+    run_id = sorted(path.stem for path in (HTML / "records").glob("*.json"))[-1]
+    with opened(chromium, http, PAGES[0]) as tab:
+        tab.goto(f"{http}/{RECORDS}.html#{run_id}", wait_until="load")
+        tab.wait_for_timeout(500)
+        assert 0 < tab.locator(".records-bar").bounding_box()["y"] < 200
+
+
+def test_on_a_phone_the_second_tap_on_a_point_opens_its_records(http, phone):
+    with opened(phone, http, "notebooks/figures/figure_3") as tab:
+        plot = tab.locator(".js-plotly-plot").first
+        plot.scroll_into_view_if_needed()
+        label = plot.locator(".hoverlayer .hovertext")
+        for point in (0, 4):  # the first tap on another point opens nothing either
+            tab.touchscreen.tap(*tab.evaluate(AT, [plot.element_handle(), 0, point]))
+            label.first.wait_for()
+            tab.wait_for_timeout(500)
+            assert tab.url.endswith("figure_3.html")
+        runs = plot.evaluate("p => p.data[0].customdata[4].split(' ').join(',')")
+        tab.touchscreen.tap(*tab.evaluate(AT, [plot.element_handle(), 0, 4]))
+        tab.wait_for_url(f"**/records.html#{runs}")
+        tab.locator(".records-bar").wait_for()
+
+
+@pytest.mark.parametrize("page", WITH_PLOTS)
+def test_on_a_phone_a_label_fits(page, http, phone):
+    """Those of the first and the last point and of one between, of every line whose points name their runs."""
+    outside = """async () => {
+      const found = [];
+      for (const plot of document.querySelectorAll('.plotly-graph-div')) {
+        for (const [curveNumber, trace] of plot._fullData.entries()) {
+          for (const part of trace.customdata ? [0, 0.5, 1] : []) {
+            const pointNumber = Math.floor(part * (trace.x.length - 1));
+            Plotly.Fx.hover(plot, [{ curveNumber, pointNumber }], trace.xaxis + trace.yaxis);
+            await new Promise(resolve => setTimeout(resolve, 60));  // Plotly takes no other for 50 ms
+            const frame = plot.getBoundingClientRect();
+            const boxes = [...plot.querySelectorAll('.hovertext')].map(label => label.getBoundingClientRect());
+            const inside = box => box.left >= frame.left - 4 && box.right <= frame.right + 4;  // but for its margin
+            const fits = boxes.length > 0 && boxes.every(inside);
+            if (!fits) found.push(trace.text?.[pointNumber] ?? trace.name);
+          }
+        }
+      }
+      return found;
+    }"""
+    with opened(phone, http, page) as tab:
+        assert tab.evaluate(outside) == []
+
+
+def test_a_logarithmic_axis_has_numbers_enough_of_one_size(http, chromium):
+    with opened(chromium, http, "notebooks/figures/figure_7") as tab:
+        axes = tab.evaluate("""() => [...document.querySelectorAll('.plotly-graph-div')]
+          .filter(plot => plot._fullLayout.yaxis.type === 'log')
+          .map(plot => [...plot.querySelectorAll('.ytick text')])
+          .map(texts => texts.map(text => [+text.textContent, getComputedStyle(text).fontSize]))""")
+        assert axes
+        for numbers in axes:
+            assert len(numbers) >= 3
+            assert len({size for _, size in numbers}) == 1
+            assert all(number > 0 for number, _ in numbers)
 
 
 def test_the_table_of_records_sorts_and_filters(http, chromium):
@@ -317,12 +423,33 @@ def test_the_headings_of_the_records_and_their_filter_stay_in_view(width, http, 
     with opened(chromium, http, RECORDS) as tab:
         tab.set_viewport_size({"width": width, "height": 800})
         tab.locator(".records-frame").evaluate("e => { e.scrollTo(500, 2000); e.scrollIntoView({block: 'end'}); }")
-        last = tab.locator("table.records thead th").nth(5)
+        last = tab.locator("table.records thead th").nth(7)
         for part in (tab.get_by_label("Show rows with"), last):
             box = part.bounding_box()
             assert 0 <= box["x"] <= width
             assert 0 <= box["y"] <= 800 - box["height"]
         assert tab.locator(".records-frame").evaluate("e => e.scrollTop") > 1000
+
+
+def test_on_a_desktop_the_results_are_in_view(http, chromium):
+    """Those of Table 1, and clean and robust accuracy in the table of records: nobody need scroll for them."""
+    with opened(chromium, http, "notebooks/figures/table_1") as tab:
+        assert tab.locator("table.measured").evaluate("e => e.parentElement.scrollWidth <= e.parentElement.clientWidth")
+    with opened(chromium, http, RECORDS) as tab:
+        frame = tab.locator(".records-frame").bounding_box()
+        for name in ("clean %", "APGD-CE + APGD-T %", "AutoAttack %"):
+            head = tab.get_by_role("columnheader", name=name).bounding_box()
+            assert head["x"] + head["width"] <= frame["x"] + frame["width"]
+
+
+def test_on_a_phone_the_cells_of_a_verdict_stand_below_each_other(http, chromium):
+    with opened(chromium, http, "notebooks/figures/summary") as tab:
+        tab.set_viewport_size({"width": 400, "height": 800})
+        table = tab.locator("table.verdicts").first
+        table.evaluate("e => { e.closest('details').open = true; }")
+        cells = [cell.bounding_box() for cell in table.locator("tbody tr").first.locator("td").all()]
+        assert min(cell["width"] for cell in cells) > 300
+        assert [cell["y"] for cell in cells] == sorted({cell["y"] for cell in cells})
 
 
 @pytest.mark.parametrize("table", ["1", "2"])

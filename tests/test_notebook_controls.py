@@ -559,7 +559,7 @@ def test_page_without_records(store):
 
 def told(trace: dict) -> list[float]:
     """Where the points of a line lie, as their texts say: they are drawn a little beside it."""
-    return [float(re.search(r", at ([0-9.]+)<br>", text)[1]) for text in trace["text"]]
+    return [float(re.search(r", at\s([0-9.]+)<br>", text)[1]) for text in trace["text"]]
 
 
 def test_page_reads_the_records_back(store):

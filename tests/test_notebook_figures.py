@@ -139,8 +139,10 @@ def test_figure_3(store, tmp_path):
             aside = numbers(trace["x"]) / x  # the intervals of the orders stand beside each other
             np.testing.assert_allclose(aside, aside[0], rtol=1e-9)
             assert [0.95 < aside[0] < 0.99, aside[0] == pytest.approx(1), 1.01 < aside[0] < 1.05].index(True) == beta
-            shown = [re.search(r"(?:α|σ″\|) ([0-9.]+)<br>", text)[1] for text in trace["text"]]
+            shown = [re.search(r"(?:α|σ″\|)\s([0-9.]+)<br>", text)[1] for text in trace["text"]]
             np.testing.assert_allclose([float(number) for number in shown], x, rtol=1e-3)  # but the reader is told x
+            assert all(re.search("<br>mean .* %<br>95 % interval .*<br>5 seeds$", text.replace("\u00a0", " "))
+                       for text in trace["text"])  # fmt: skip
             for curvature, runs in zip(CURVATURES, trace["customdata"], strict=True):
                 assert runs.split() == ids(store, "known", beta=beta, curvature=curvature)
     baseline = ids(store, "known", activation="relu")
@@ -402,6 +404,7 @@ def test_the_records_page_has_a_row_per_record(store, tmp_path):
         assert f"<td>{100 * docs[run_id]['metrics']['screening_accuracy']:.2f}</td>" in row
     heads = re.findall(r"<th[^>]*>(.*?)</th>", table)
     assert len(heads) == next(iter(rows.values())).count("<td>")
+    assert heads.index("clean %") < heads.index("network")  # results come before settings of less interest
     assert f"**{len(docs)} records**, 0 of them committed" in " ".join(outputs(out, "text/markdown"))
 
 
@@ -443,6 +446,30 @@ def test_the_axis_has_ticks_at_both_ends_of_what_was_tested():
             {"beta": 1, "curvature": tested, "mean": 0.5, "low": 0.4, "high": 0.6, "n": 2, "runs": "a"}
         )
         assert figures.curves(frame, "accuracy", "title").layout.xaxis.tickvals == pytest.approx(wanted, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"),
+    [
+        (0.008, 0.06, [0.01, 0.02, 0.05]),
+        (0.0028, 0.0054, [0.003, 0.004, 0.005]),
+        (2.2, 9.6, [3, 4, 5, 6, 8]),
+        (0.9, 600, [1, 2, 5, 10, 20, 50, 100, 200, 500]),
+        (1.1, 1.4, None),
+    ],
+)
+def test_a_logarithmic_y_axis_has_three_ticks(low, high, wanted):
+    cells = pd.DataFrame(
+        {"beta": 1, "curvature": [1.0, 2.0], "mean": [low, high], "low": low, "high": high, "n": 1, "runs": "a"}
+    )
+    drawn = figures.curves(cells, "norm", "title", percent=False)
+    assert figures.add_reference_lines(drawn, cells[:0]).layout.yaxis.tickvals is None
+    drawn.update_yaxes(type="log", dtick="D2")
+    axis = figures.add_reference_lines(drawn, cells[:0]).layout.yaxis
+    if wanted is None:
+        assert (axis.tickvals, axis.dtick) == (None, None)
+    else:
+        assert [tick for tick in axis.tickvals if low <= tick <= high] == pytest.approx(wanted)
 
 
 def test_bars_and_lines_stand_where_their_numbers_are():
@@ -566,6 +593,7 @@ def test_summary_has_a_row_per_claim(store, tmp_path):
     assert [line for line in elsewhere if "no run yet" in line] == [
         f"Figs. 4 to 6: one peak for every {series}: no run yet." for series in ("method", "data set")
     ]
+    assert not [line for line in elsewhere if ".:" in line]  # some topics are sentences
     assert "Fig. 3: peak between 4 and 10: supported on known." in elsewhere
     assert f"{ADDED_MARK} Made or changed on 2026-11-30" in text
     assert "No experiment is simulated here yet" in text

@@ -79,11 +79,22 @@
     plot.dataset.theme = theme();
     plot.dataset.narrow = width < NARROW;
   };
-  const openRecords = (event) => {
-    const point = event.points.find((point) => point.customdata);
-    if (!point) return;
-    const root = document.documentElement.dataset.content_root || "./";
-    location.href = `${root}notebooks/figures/records.html#${point.customdata.split(" ").join(",")}`;
+  // A finger cannot hover: its first tap on a point shows the label, the next one on the same point opens the records.
+  const openRecords = (plot) => {
+    let touch = false;
+    let read; // the point whose label a tap has shown
+    plot.addEventListener("pointerdown", (event) => (touch = event.pointerType === "touch"), true);
+    plot.on("plotly_click", (event) => {
+      const point = event.points.find((point) => point.customdata);
+      if (!point) return;
+      const place = `${point.curveNumber} ${point.pointNumber}`;
+      if (touch && place !== read) {
+        read = place;
+        return;
+      }
+      const root = document.documentElement.dataset.content_root || "./";
+      location.href = `${root}notebooks/figures/records.html#${point.customdata.split(" ").join(",")}`;
+    });
   };
   const inView = (element) => {
     const { top, bottom } = element.getBoundingClientRect();
@@ -111,7 +122,7 @@
       figures.set(plot, JSON.parse(source.textContent));
       source.remove();
       await show(plot);
-      plot.on("plotly_click", openRecords);
+      openRecords(plot);
     }
   };
   let last = Promise.resolve();

@@ -1,4 +1,5 @@
-// The table of records: headings sort it, a box filters it, and #id,id in the address shows those records only.
+// The table of records: headings sort it, a box filters it, and #id,id in the address shows those records only and
+// scrolls to them.
 // The box takes words, which may stand anywhere in a row, and column=value: seed=3 is a number, network=wrn a part.
 (() => {
   "use strict";
@@ -42,15 +43,18 @@
     });
     count.textContent = `${shown} of ${rows.length} records`;
     all.hidden = shown === rows.length;
+    return chosen.size > 0;
   };
+  const follow = () => filter() && bar.scrollIntoView();
   input.addEventListener("input", filter);
-  addEventListener("hashchange", filter);
+  addEventListener("hashchange", follow);
   all.addEventListener("click", () => {
     input.value = "";
     history.replaceState(null, "", location.pathname + location.search);
     filter();
   });
   filter();
+  addEventListener("load", follow); // after the browser's own jump, to the row where one id is asked for
 
   const key = (row, column) => {
     const text = row.cells[column].textContent;
@@ -63,8 +67,8 @@
   [...table.tHead.rows[0].cells].forEach((head, column, heads) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = head.textContent;
-    head.replaceChildren(button);
+    button.append(...head.childNodes);
+    head.append(button);
     button.addEventListener("click", () => {
       const down = head.ariaSort === "ascending";
       heads.forEach((other) => other.removeAttribute("aria-sort"));
