@@ -39,7 +39,7 @@ from rctaf.verdicts import (
     relu_and_band,
     shared_rows,
 )
-from rctaf.words import count, listed, points, typeset, unbroken
+from rctaf.words import count, listed, points, typeset
 
 Answer = tuple[str, str]  # a question in two words, and the sentence that answers it
 
@@ -377,5 +377,5 @@ def at_paper_scale(grids: Iterable[tuple[Grid, Sequence[Record]]]) -> list[Answe
 
 def as_list(about: str, found: Sequence[Answer]) -> HTML:
     """The answers as a list below a sentence about their source; HTML, which every page can show."""
-    lines = "".join(f"<li><strong>{escape(head)}.</strong> {unbroken(escape(words))}</li>" for head, words in found)
+    lines = "".join(f"<li><strong>{escape(head)}.</strong> {escape(words)}</li>" for head, words in found)
     return HTML(f'<p>{escape(about)}</p><ul class="in-short">{lines}</ul>')
