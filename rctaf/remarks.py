@@ -18,10 +18,12 @@ from rctaf.verdicts import (
     BAND,
     FIT_CURVATURES,
     LOSSES,
+    MIN_SEEDS,
     by_order,
     column_of,
     places,
     rows_to_judge,
+    too_few_seeds,
 )
 from rctaf.words import count, listed, points, typeset
 
@@ -198,6 +200,9 @@ def tuned_by_earlier_seeds(frame: pd.DataFrame, value: str) -> str:
     _, rows, stop = rows_to_judge("", frame, value)
     if stop:
         return stop.measured
+    needed = MIN_SEEDS + 1  # the first seed only chooses
+    if (seeds := rows["seed"].nunique()) < needed:
+        return too_few_seeds(seeds, needed)
     common = frame[frame["activation"].isin(paper.TABLE_1)].pivot_table(
         values=value, index="seed", columns="activation"
     )
@@ -208,17 +213,15 @@ def tuned_by_earlier_seeds(frame: pd.DataFrame, value: str) -> str:
     lines = []
     for beta, part in by_order(rows).items():
         runs = _by_curvature(part, value)
-        before = runs.cumsum(axis=1).iloc[:, :-1].to_numpy(float).argmax(axis=0)
-        tuned = pd.Series(runs.to_numpy(float)[before, range(1, runs.shape[1])], index=runs.columns[1:])
-        differences = listed(
-            [
-                f"{points(mean_interval((tuned - common[name].iloc[1:]).to_numpy(float)))} to {activation_name(name)}"
-                for name in names
-            ]
-        )
-        at = listed([f"{c:g}" for c in sorted(set(runs.index[before]))])
-        lines.append(f"- order {beta:g}, at {at}: {differences}.")
-    seeds = rows["seed"].nunique()
+        later = runs.columns[1:]
+        chosen = [_best(runs.iloc[:, :earlier]) for earlier in range(1, len(later) + 1)]
+        tuned = pd.Series([runs[seed].loc[c] for c, seed in zip(chosen, later, strict=True)], index=later)
+        told = []
+        for name in names:
+            difference = mean_interval((tuned - common.loc[later, name]).to_numpy(float))
+            told.append(f"{points(difference)} against {activation_name(name)}")
+        at = listed([f"{c:g}" for c in sorted(set(chosen))])
+        lines.append(f"- order {beta:g}, at {at}: {listed(told)}.")
     head = f"95 % intervals over {count(seeds - 1, 'seed')}:"
     return typeset(head + "\n\n" + "\n".join(lines))
 
