@@ -268,9 +268,9 @@ def trend_below(claim: str, frame: pd.DataFrame, value: str) -> Verdict:
     words = (
         f"Per doubling of max|σ″|, {below['curvature'].min():g} to {below['curvature'].max():g}: {points(slope)}. "
         f"Means: {words}; highest at {means.idxmax():g}. Clearest fall: from {fall['smaller']:g} to "
-        f"{fall['larger']:g}, {points(Estimate.of(fall))}, {p_value(p)} after Holm. {lowest['larger']:g} minus a "
-        f"smaller one, at worst: {points(Estimate.of(lowest))}, minus {lowest['smaller']:g}; 95 % intervals over "
-        f"{slope.n} seeds."
+        f"{fall['larger']:g}, {points(Estimate.of(fall))}, {p_value(p)} after Holm. Of {lowest['larger']:g} minus "
+        f"smaller ones, that minus {lowest['smaller']:g} reaches lowest: {points(Estimate.of(lowest))}; 95 % "
+        f"intervals over {slope.n} seeds."
     )
     rises = slope.low > 0 and lowest["low"] > -MARGIN and p >= 0.05
     return Verdict(claim, words, outcome_of(rises, slope.high < 0 or p < 0.025))
