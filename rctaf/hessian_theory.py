@@ -32,9 +32,9 @@ The path sum is never listed. Both parts are diagonals of matrices that a backwa
 and the same without the last term, from :math:`G`, for the Gauss-Newton part, which is carried as the Jacobian
 :math:`T^{L,l}` instead. Time :math:`O(L n^3)` and memory :math:`O(n^2)` per example for width :math:`n`.
 
-**Own-neuron recursion (approximate).** Eq. 24-27 let :math:`\delta^{l+1}_i` depend on :math:`z^l_j` through
-:math:`z^{l+1}_i` alone, which gives the rule of Becker and LeCun (1989), begun with the exact diagonal in the output
-layer as in HesScale (Elsayed et al. 2024):
+**Own-neuron recursion (approximate).** As we read them, Eq. 24-27 let :math:`\delta^{l+1}_i` depend on
+:math:`z^l_j` through :math:`z^{l+1}_i` alone, which gives the rule of Becker and LeCun (1989), begun with the exact
+diagonal in the output layer as in HesScale (Elsayed et al. 2024):
 
 .. math::
     \hat D^L = \operatorname{diag} G, \qquad
