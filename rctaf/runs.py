@@ -164,7 +164,8 @@ def execute(config: RunConfig) -> str:
                         raise RunError(f"{notebook()} ended without writing {folder / 'run.json'}")
                 except Exception as error:
                     message = " ".join(str(error).split()) or type(error).__name__
-                    records.write_text(failed, json.dumps({"error": message}) + "\n")
+                    with suppress(OSError):  # a full disk has no room for this either
+                        records.write_text(failed, json.dumps({"error": message}) + "\n")
                     raise RunError(message) from (None if isinstance(error, NotebookError | RunError) else error)
     except Busy:
         raise RunError(f"{run_id}: another process has this run") from None

@@ -1,5 +1,6 @@
 """The batch: what is executed, what is not executed twice, and what the reader is told."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -215,6 +216,17 @@ def test_one_process_has_a_run(store, cell, monkeypatch):
         with pytest.raises(runs.Busy), runs.locked(lock, patience=0.3):
             pass
     assert runs.state(cell.run_id)[0] == "pending"
+
+
+def test_on_a_full_disk_the_error_itself_is_told(store, grid, cell, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(notebooks, "execute_notebook", full)
+    monkeypatch.setattr(records, "write_text", full)
+    assert runs.main(["exec", str(grid), cell.run_id]) == 1
+    said = f"{cell.run_id} {cell.label}: [Errno 28] No space left on device\n"
+    assert capsys.readouterr().err == said
 
 
 def test_gpus_are_lent_one_per_run(monkeypatch, tmp_path):
