@@ -23,6 +23,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -130,6 +131,23 @@ def lent_gpu() -> Iterator[None]:
             time.sleep(0.5 if (turn + 1) % len(slots) == 0 else 0)
 
 
+def expect_gpu() -> None:
+    """Refuse the CPU where a GPU was given, by a batch or by a cluster: the run would take weeks, and say nothing.
+
+    Raises:
+        RunError: ``CUDA_VISIBLE_DEVICES`` names a GPU, and PyTorch sees none.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if re.match(r"\d|GPU-|MIG-", given):  # not "-1", nor Slurm's "NoDevFiles"
+        import torch
+
+        if not torch.cuda.is_available():
+            raise RunError(
+                f"GPU {given} was given, but PyTorch {torch.__version__} sees none: is there one of that name, and is "
+                "this PyTorch built for its driver? RCTAF_GPUS= CUDA_VISIBLE_DEVICES= (nothing) runs on the CPU"
+            )
+
+
 def execute(config: RunConfig) -> str:
     """Bring one experiment to its record: ``"done"``, or ``"already done"`` where it has one.
 
@@ -138,7 +156,8 @@ def execute(config: RunConfig) -> str:
 
     Raises:
         RunError: a cell failed (it is red in ``notebook.partial.ipynb``, and ``failed.json`` holds
-            the message), the notebook left no record, or another job of the cluster has this run.
+            the message), the notebook left no record, the GPU it was given is none, or another job of the
+            cluster has this run.
     """
     import_nbformat()
     from rctaf.notebooks import NotebookError, execute_notebook
@@ -159,6 +178,7 @@ def execute(config: RunConfig) -> str:
                 failed.unlink(missing_ok=True)
                 settle_threads()
                 try:
+                    expect_gpu()
                     execute_notebook(notebook(), folder / "notebook.ipynb", config.model_dump(mode="json"), cwd=ROOT)
                     if not finished(run_id):
                         raise RunError(f"{notebook()} ended without writing {folder / 'run.json'}")

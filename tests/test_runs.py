@@ -229,6 +229,24 @@ def test_on_a_full_disk_the_error_itself_is_told(store, grid, cell, monkeypatch,
     assert capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize("given", ["0", "GPU-8932f937", "3,4"])
+def test_a_gpu_that_is_given_must_be_there(store, cell, monkeypatch, given):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(notebooks, "execute_notebook", lambda *a, **k: pytest.fail("trains on the CPU"))
+    with pytest.raises(runs.RunError, match=f"GPU {given} was given, but PyTorch .* sees none"):
+        runs.execute(cell)
+    assert runs.state(cell.run_id)[0] == "FAILED"
+
+
+@pytest.mark.parametrize("given", ["", "-1", "NoDevFiles"])
+def test_the_cpu_is_used_where_no_gpu_is_given(store, cell, monkeypatch, given):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(notebooks, "execute_notebook", lambda *args, **kwargs: records.write(record_of(cell)))
+    assert runs.execute(cell) == "done"
+
+
 def test_gpus_are_lent_one_per_run(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     monkeypatch.setenv("RCTAF_GPUS", "4,4,7")
