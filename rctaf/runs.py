@@ -50,8 +50,15 @@ class Busy(Exception):
 
 
 def notebook() -> Path:
-    """The notebook that is one experiment: ``$RCTAF_NOTEBOOK`` if set, else the project's own."""
-    return Path(os.environ.get("RCTAF_NOTEBOOK") or ROOT / "notebooks" / "experiments" / "run.ipynb")
+    """The notebook that is one experiment: ``$RCTAF_NOTEBOOK`` if set, else the project's own.
+
+    Raises:
+        RunError: it is not there.
+    """
+    path = Path(os.environ.get("RCTAF_NOTEBOOK") or ROOT / "notebooks" / "experiments" / "run.ipynb")
+    if not path.exists():
+        raise RunError(f"no notebook {path}: experiments need a clone of the repository and pip install -e in it")
+    return path
 
 
 def batch_dir() -> Path:
@@ -85,6 +92,8 @@ def locked(path: Path, patience: float) -> Iterator[None]:
                 if time.monotonic() >= deadline:
                     raise Busy(path) from None
                 time.sleep(0.2)
+            except OSError as error:  # some cluster file systems are mounted without locks
+                raise OSError(error.errno, f"{error.strerror} (every run locks a file)", str(path)) from None
         yield
 
 
@@ -165,6 +174,7 @@ def execute(config: RunConfig) -> str:
     run_id, folder = config.run_id, local_dir(config.run_id)
     if finished(run_id):
         return "already done"
+    experiment = notebook()
     # on a host the second of two waits and finds the work done; a cluster's machine must not idle
     patience = 5 if under_scheduler() else math.inf
     try:
@@ -179,9 +189,9 @@ def execute(config: RunConfig) -> str:
                 settle_threads()
                 try:
                     expect_gpu()
-                    execute_notebook(notebook(), folder / "notebook.ipynb", config.model_dump(mode="json"), cwd=ROOT)
+                    execute_notebook(experiment, folder / "notebook.ipynb", config.model_dump(mode="json"), cwd=ROOT)
                     if not finished(run_id):
-                        raise RunError(f"{notebook()} ended without writing {folder / 'run.json'}")
+                        raise RunError(f"{experiment} ended without writing {folder / 'run.json'}")
                 except Exception as error:
                     message = " ".join(str(error).split()) or type(error).__name__
                     with suppress(OSError):  # a full disk has no room for this either
@@ -283,6 +293,7 @@ def run(path: Path, jobs: int | None = None) -> int:
     todo = [run_id for run_id in cells if not finished(run_id)]
     if not todo:
         return status(path)
+    notebook()  # no use in starting runs without it
     if importlib.util.find_spec("snakemake") is None:
         raise SystemExit(
             "snakemake is not installed: pip install -e '.[batch]' in the clone, or run the cells one by one with exec"
@@ -370,6 +381,16 @@ def main(argv: list[str] | None = None) -> int:
     verbs.choices["exec"].add_argument("id", help="of the run, or its place in the grid from 0 (for job arrays)")
     verbs.add_parser("replay", help="execute a record again and compare").add_argument("id")
     args = parser.parse_args(argv)
+    try:
+        return _obey(args)
+    except BrokenPipeError:
+        raise
+    except (RunError, OSError) as error:  # no clone; a store that cannot be written or locked, or is full
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _obey(args: argparse.Namespace) -> int:
     if args.verb == "plan":
         from rctaf.planning import plan
 

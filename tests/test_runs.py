@@ -218,6 +218,28 @@ def test_one_process_has_a_run(store, cell, monkeypatch):
     assert runs.state(cell.run_id)[0] == "pending"
 
 
+@pytest.mark.parametrize("verb", ["exec", "run"])
+def test_a_store_that_cannot_be_written_is_one_line(store, grid, cell, verb):
+    (store / "results").write_text("a file, not a folder")
+    words = [grid, cell.run_id] if verb == "exec" else [grid]
+    out, err = (process := start(verb, *words)).communicate()
+    assert (process.returncode, out) == (1, "")
+    assert err.count("\n") == 1
+    assert f"{store / 'results'}" in err
+
+
+def test_a_file_system_without_locks_is_named(store, grid, cell, monkeypatch, capsys):
+    def flock(*args):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert runs.main(["exec", str(grid), cell.run_id]) == 1
+    lock = runs.batch_dir() / "locks" / cell.run_id
+    assert capsys.readouterr().err.strip().endswith(f"Function not implemented (every run locks a file): '{lock}'")
+    assert runs.main(["status", str(grid)]) == 1
+    assert "6 pending" in capsys.readouterr().out
+
+
 def test_on_a_full_disk_the_error_itself_is_told(store, grid, cell, monkeypatch, capsys):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -227,6 +249,14 @@ def test_on_a_full_disk_the_error_itself_is_told(store, grid, cell, monkeypatch,
     assert runs.main(["exec", str(grid), cell.run_id]) == 1
     said = f"{cell.run_id} {cell.label}: [Errno 28] No space left on device\n"
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("verb", ["exec", "run"])
+def test_without_a_clone_the_experiment_is_missed_first(store, grid, verb, monkeypatch, capsys):
+    monkeypatch.setenv("RCTAF_NOTEBOOK", str(store / "none.ipynb"))
+    assert runs.main([verb, str(grid), *(["0"] if verb == "exec" else [])]) == 1
+    assert f"no notebook {store / 'none.ipynb'}: experiments need a clone" in capsys.readouterr().err
+    assert not runs.results_dir().exists()
 
 
 @pytest.mark.parametrize("given", ["0", "GPU-8932f937", "3,4"])
