@@ -36,7 +36,7 @@ from typing import IO, NoReturn
 from unittest import mock
 
 from rctaf import records
-from rctaf._startup import command, import_nbformat, settle_threads
+from rctaf._startup import Unreadable, command, import_nbformat, settle_threads
 from rctaf.config import Grid, RunConfig
 from rctaf.records import ROOT, kept_path, local_dir, results_dir
 
@@ -209,21 +209,21 @@ STATES = ("kept", "local", "running", "FAILED", "interrupted", "pending")
 
 def state(run_id: str) -> tuple[str, str]:
     """One of :data:`STATES`, and the error of a failed run (otherwise an empty string)."""
-    if kept_path(run_id).exists():
-        return "kept", ""
-    folder = local_dir(run_id)
-    if (folder / "run.json").exists():
-        return "local", ""
-    lock = batch_dir() / "locks" / run_id
-    if lock.exists():
+    try:
+        record = records.load(run_id)
+    except Unreadable as error:
+        return "FAILED", f"{error}; restore it, or delete it and run again"
+    if record is not None:
+        return ("kept" if record.kept else "local"), ""
+    # opened for reading, as the store may be somebody else's
+    with suppress(OSError), open(batch_dir() / "locks" / run_id) as handle:
         try:
-            with locked(lock, patience=0):
-                pass
-        except Busy:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return "running", ""
     if error := failure(run_id):
         return "FAILED", error
-    return ("interrupted" if folder.exists() else "pending"), ""
+    return ("interrupted" if local_dir(run_id).exists() else "pending"), ""
 
 
 def failure_path(run_id: str) -> Path:
@@ -250,12 +250,13 @@ def status(path: Path, every: bool = False) -> int:
     print(f"{path}: {len(cells)} runs: " + ", ".join(parts))
     for run_id, (now, error) in states.items():
         if every or now in ("running", "FAILED", "interrupted"):
-            print(f"  {now:11} {run_id}  {cells[run_id].label}{_accuracies(run_id) if every else ''}")
+            print(f"  {now:11} {run_id}  {cells[run_id].label}{_accuracies(run_id) if every and not error else ''}")
         if error:
             print(f"  {'':11} {error}")
-            red = local_dir(run_id) / "notebook.partial.ipynb"
-            if red.exists():  # it does not where the notebook could not even start
-                print(f"  {'':11} {_shown(red)}")
+        # with the red cell, or the epochs so far; it is not there where the notebook could not even start
+        partial = local_dir(run_id) / "notebook.partial.ipynb"
+        if now in ("running", "FAILED") and partial.exists():
+            print(f"  {'':11} {_shown(partial)}")
     return 0 if done == len(cells) else 1
 
 

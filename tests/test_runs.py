@@ -218,6 +218,25 @@ def test_one_process_has_a_run(store, cell, monkeypatch):
     assert runs.state(cell.run_id)[0] == "pending"
 
 
+def test_status_reads_the_store_of_somebody_else(store, grid, cell, monkeypatch, capsys):
+    partial = records.local_dir(cell.run_id) / "notebook.partial.ipynb"
+    records.write_text(partial, "the epochs so far")
+    lock = runs.batch_dir() / "locks" / cell.run_id
+
+    def readable(path, mode="r", *args, **kwargs):
+        if mode != "r":
+            raise PermissionError(13, "Permission denied", str(path))
+        return Path(path).open(mode, *args, **kwargs)
+
+    with runs.locked(lock, patience=0), monkeypatch.context() as others:
+        others.setattr("builtins.open", readable)
+        assert runs.status(grid) == 1
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"  running     {cell.run_id}  {cell.label}",
+        f"  {'':11} {partial}",
+    ]
+
+
 @pytest.mark.parametrize("verb", ["exec", "run"])
 def test_a_store_that_cannot_be_written_is_one_line(store, grid, cell, verb):
     (store / "results").write_text("a file, not a folder")
@@ -257,6 +276,19 @@ def test_without_a_clone_the_experiment_is_missed_first(store, grid, verb, monke
     assert runs.main([verb, str(grid), *(["0"] if verb == "exec" else [])]) == 1
     assert f"no notebook {store / 'none.ipynb'}: experiments need a clone" in capsys.readouterr().err
     assert not runs.results_dir().exists()
+
+
+def test_a_record_that_cannot_be_read_is_not_done(store, grid, cell, monkeypatch, capsys):
+    for config in Grid.load(grid).cells().values():
+        records.write(record_of(config))
+    path = records.local_dir(cell.run_id) / "run.json"
+    path.write_text("<<<<<<< HEAD")
+    for words in (["status", str(grid)], ["status", str(grid), "--all"], ["run", str(grid)]):
+        assert runs.main(words) == 1
+        out = capsys.readouterr().out
+        assert "5 done (0 kept, 5 local), 1 FAILED" in out
+        assert f"{path}: not a readable record" in out
+        assert "restore it, or delete it and run again" in out
 
 
 @pytest.mark.parametrize("given", ["0", "GPU-8932f937", "3,4"])
