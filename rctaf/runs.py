@@ -23,6 +23,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from typing import IO, NoReturn
 from unittest import mock
 
 from rctaf import records
-from rctaf._startup import command, import_nbformat, settle_threads
+from rctaf._startup import Unreadable, command, import_nbformat, settle_threads
 from rctaf.config import Grid, RunConfig
 from rctaf.records import ROOT, kept_path, local_dir, results_dir
 
@@ -49,8 +50,15 @@ class Busy(Exception):
 
 
 def notebook() -> Path:
-    """The notebook that is one experiment: ``$RCTAF_NOTEBOOK`` if set, else the project's own."""
-    return Path(os.environ.get("RCTAF_NOTEBOOK") or ROOT / "notebooks" / "experiments" / "run.ipynb")
+    """The notebook that is one experiment: ``$RCTAF_NOTEBOOK`` if set, else the project's own.
+
+    Raises:
+        RunError: it is not there.
+    """
+    path = Path(os.environ.get("RCTAF_NOTEBOOK") or ROOT / "notebooks" / "experiments" / "run.ipynb")
+    if not path.exists():
+        raise RunError(f"no notebook {path}: experiments need a clone of the repository and pip install -e in it")
+    return path
 
 
 def batch_dir() -> Path:
@@ -84,6 +92,8 @@ def locked(path: Path, patience: float) -> Iterator[None]:
                 if time.monotonic() >= deadline:
                     raise Busy(path) from None
                 time.sleep(0.2)
+            except OSError as error:  # some cluster file systems are mounted without locks
+                raise OSError(error.errno, f"{error.strerror} (every run locks a file)", str(path)) from None
         yield
 
 
@@ -130,6 +140,23 @@ def lent_gpu() -> Iterator[None]:
             time.sleep(0.5 if (turn + 1) % len(slots) == 0 else 0)
 
 
+def expect_gpu() -> None:
+    """Refuse the CPU where a GPU was given, by a batch or by a cluster: the run would take weeks, and say nothing.
+
+    Raises:
+        RunError: ``CUDA_VISIBLE_DEVICES`` names a GPU, and PyTorch sees none.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if re.match(r"\d|GPU-|MIG-", given):  # not "-1", nor Slurm's "NoDevFiles"
+        import torch
+
+        if not torch.cuda.is_available():
+            raise RunError(
+                f"GPU {given} was given, but PyTorch {torch.__version__} sees none: is there one of that name, and is "
+                "this PyTorch built for its driver? RCTAF_GPUS= CUDA_VISIBLE_DEVICES= (nothing) runs on the CPU"
+            )
+
+
 def execute(config: RunConfig) -> str:
     """Bring one experiment to its record: ``"done"``, or ``"already done"`` where it has one.
 
@@ -138,7 +165,8 @@ def execute(config: RunConfig) -> str:
 
     Raises:
         RunError: a cell failed (it is red in ``notebook.partial.ipynb``, and ``failed.json`` holds
-            the message), the notebook left no record, or another job of the cluster has this run.
+            the message), the notebook left no record, the GPU it was given is none, or another job of the
+            cluster has this run.
     """
     import_nbformat()
     from rctaf.notebooks import NotebookError, execute_notebook
@@ -146,6 +174,7 @@ def execute(config: RunConfig) -> str:
     run_id, folder = config.run_id, local_dir(config.run_id)
     if finished(run_id):
         return "already done"
+    experiment = notebook()
     # on a host the second of two waits and finds the work done; a cluster's machine must not idle
     patience = 5 if under_scheduler() else math.inf
     try:
@@ -159,12 +188,14 @@ def execute(config: RunConfig) -> str:
                 failed.unlink(missing_ok=True)
                 settle_threads()
                 try:
-                    execute_notebook(notebook(), folder / "notebook.ipynb", config.model_dump(mode="json"), cwd=ROOT)
+                    expect_gpu()
+                    execute_notebook(experiment, folder / "notebook.ipynb", config.model_dump(mode="json"), cwd=ROOT)
                     if not finished(run_id):
-                        raise RunError(f"{notebook()} ended without writing {folder / 'run.json'}")
+                        raise RunError(f"{experiment} ended without writing {folder / 'run.json'}")
                 except Exception as error:
                     message = " ".join(str(error).split()) or type(error).__name__
-                    records.write_text(failed, json.dumps({"error": message}) + "\n")
+                    with suppress(OSError):  # a full disk has no room for this either
+                        records.write_text(failed, json.dumps({"error": message}) + "\n")
                     raise RunError(message) from (None if isinstance(error, NotebookError | RunError) else error)
     except Busy:
         raise RunError(f"{run_id}: another process has this run") from None
@@ -178,21 +209,21 @@ STATES = ("kept", "local", "running", "FAILED", "interrupted", "pending")
 
 def state(run_id: str) -> tuple[str, str]:
     """One of :data:`STATES`, and the error of a failed run (otherwise an empty string)."""
-    if kept_path(run_id).exists():
-        return "kept", ""
-    folder = local_dir(run_id)
-    if (folder / "run.json").exists():
-        return "local", ""
-    lock = batch_dir() / "locks" / run_id
-    if lock.exists():
+    try:
+        record = records.load(run_id)
+    except Unreadable as error:
+        return "FAILED", f"{error}; restore it, or delete it and run again"
+    if record is not None:
+        return ("kept" if record.kept else "local"), ""
+    # opened for reading, as the store may be somebody else's
+    with suppress(OSError), open(batch_dir() / "locks" / run_id) as handle:
         try:
-            with locked(lock, patience=0):
-                pass
-        except Busy:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return "running", ""
     if error := failure(run_id):
         return "FAILED", error
-    return ("interrupted" if folder.exists() else "pending"), ""
+    return ("interrupted" if local_dir(run_id).exists() else "pending"), ""
 
 
 def failure_path(run_id: str) -> Path:
@@ -219,12 +250,13 @@ def status(path: Path, every: bool = False) -> int:
     print(f"{path}: {len(cells)} runs: " + ", ".join(parts))
     for run_id, (now, error) in states.items():
         if every or now in ("running", "FAILED", "interrupted"):
-            print(f"  {now:11} {run_id}  {cells[run_id].label}{_accuracies(run_id) if every else ''}")
+            print(f"  {now:11} {run_id}  {cells[run_id].label}{_accuracies(run_id) if every and not error else ''}")
         if error:
             print(f"  {'':11} {error}")
-            red = local_dir(run_id) / "notebook.partial.ipynb"
-            if red.exists():  # it does not where the notebook could not even start
-                print(f"  {'':11} {_shown(red)}")
+        # with the red cell, or the epochs so far; it is not there where the notebook could not even start
+        partial = local_dir(run_id) / "notebook.partial.ipynb"
+        if now in ("running", "FAILED") and partial.exists():
+            print(f"  {'':11} {_shown(partial)}")
     return 0 if done == len(cells) else 1
 
 
@@ -262,6 +294,7 @@ def run(path: Path, jobs: int | None = None) -> int:
     todo = [run_id for run_id in cells if not finished(run_id)]
     if not todo:
         return status(path)
+    notebook()  # no use in starting runs without it
     if importlib.util.find_spec("snakemake") is None:
         raise SystemExit(
             "snakemake is not installed: pip install -e '.[batch]' in the clone, or run the cells one by one with exec"
@@ -349,6 +382,16 @@ def main(argv: list[str] | None = None) -> int:
     verbs.choices["exec"].add_argument("id", help="of the run, or its place in the grid from 0 (for job arrays)")
     verbs.add_parser("replay", help="execute a record again and compare").add_argument("id")
     args = parser.parse_args(argv)
+    try:
+        return _obey(args)
+    except BrokenPipeError:
+        raise
+    except (RunError, OSError) as error:  # no clone; a store that cannot be written or locked, or is full
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _obey(args: argparse.Namespace) -> int:
     if args.verb == "plan":
         from rctaf.planning import plan
 

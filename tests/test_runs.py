@@ -1,5 +1,6 @@
 """The batch: what is executed, what is not executed twice, and what the reader is told."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -215,6 +216,97 @@ def test_one_process_has_a_run(store, cell, monkeypatch):
         with pytest.raises(runs.Busy), runs.locked(lock, patience=0.3):
             pass
     assert runs.state(cell.run_id)[0] == "pending"
+
+
+def test_status_reads_the_store_of_somebody_else(store, grid, cell, monkeypatch, capsys):
+    partial = records.local_dir(cell.run_id) / "notebook.partial.ipynb"
+    records.write_text(partial, "the epochs so far")
+    lock = runs.batch_dir() / "locks" / cell.run_id
+
+    def readable(path, mode="r", *args, **kwargs):
+        if mode != "r":
+            raise PermissionError(13, "Permission denied", str(path))
+        return Path(path).open(mode, *args, **kwargs)
+
+    with runs.locked(lock, patience=0), monkeypatch.context() as others:
+        others.setattr("builtins.open", readable)
+        assert runs.status(grid) == 1
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"  running     {cell.run_id}  {cell.label}",
+        f"  {'':11} {partial}",
+    ]
+
+
+@pytest.mark.parametrize("verb", ["exec", "run"])
+def test_a_store_that_cannot_be_written_is_one_line(store, grid, cell, verb):
+    (store / "results").write_text("a file, not a folder")
+    words = [grid, cell.run_id] if verb == "exec" else [grid]
+    out, err = (process := start(verb, *words)).communicate()
+    assert (process.returncode, out) == (1, "")
+    assert err.count("\n") == 1
+    assert f"{store / 'results'}" in err
+
+
+def test_a_file_system_without_locks_is_named(store, grid, cell, monkeypatch, capsys):
+    def flock(*args):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert runs.main(["exec", str(grid), cell.run_id]) == 1
+    lock = runs.batch_dir() / "locks" / cell.run_id
+    assert capsys.readouterr().err.strip().endswith(f"Function not implemented (every run locks a file): '{lock}'")
+    assert runs.main(["status", str(grid)]) == 1
+    assert "6 pending" in capsys.readouterr().out
+
+
+def test_on_a_full_disk_the_error_itself_is_told(store, grid, cell, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(notebooks, "execute_notebook", full)
+    monkeypatch.setattr(records, "write_text", full)
+    assert runs.main(["exec", str(grid), cell.run_id]) == 1
+    said = f"{cell.run_id} {cell.label}: [Errno 28] No space left on device\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("verb", ["exec", "run"])
+def test_without_a_clone_the_experiment_is_missed_first(store, grid, verb, monkeypatch, capsys):
+    monkeypatch.setenv("RCTAF_NOTEBOOK", str(store / "none.ipynb"))
+    assert runs.main([verb, str(grid), *(["0"] if verb == "exec" else [])]) == 1
+    assert f"no notebook {store / 'none.ipynb'}: experiments need a clone" in capsys.readouterr().err
+    assert not runs.results_dir().exists()
+
+
+def test_a_record_that_cannot_be_read_is_not_done(store, grid, cell, monkeypatch, capsys):
+    for config in Grid.load(grid).cells().values():
+        records.write(record_of(config))
+    path = records.local_dir(cell.run_id) / "run.json"
+    path.write_text("<<<<<<< HEAD")
+    for words in (["status", str(grid)], ["status", str(grid), "--all"], ["run", str(grid)]):
+        assert runs.main(words) == 1
+        out = capsys.readouterr().out
+        assert "5 done (0 kept, 5 local), 1 FAILED" in out
+        assert f"{path}: not a readable record" in out
+        assert "restore it, or delete it and run again" in out
+
+
+@pytest.mark.parametrize("given", ["0", "GPU-8932f937", "3,4"])
+def test_a_gpu_that_is_given_must_be_there(store, cell, monkeypatch, given):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(notebooks, "execute_notebook", lambda *a, **k: pytest.fail("trains on the CPU"))
+    with pytest.raises(runs.RunError, match=f"GPU {given} was given, but PyTorch .* sees none"):
+        runs.execute(cell)
+    assert runs.state(cell.run_id)[0] == "FAILED"
+
+
+@pytest.mark.parametrize("given", ["", "-1", "NoDevFiles"])
+def test_the_cpu_is_used_where_no_gpu_is_given(store, cell, monkeypatch, given):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(notebooks, "execute_notebook", lambda *args, **kwargs: records.write(record_of(cell)))
+    assert runs.execute(cell) == "done"
 
 
 def test_gpus_are_lent_one_per_run(monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """The loop: repeatable and resumable to the last bit, honest about divergence, faithful in its bookkeeping."""
 
 import math
+import resource
 
 import pytest
 import torch
@@ -103,6 +104,19 @@ def test_a_compiled_run_is_the_plain_one_up_to_rounding(backend, settings, tmp_p
     with pytest.raises(Killed):
         run(c, images, checkpoint=path, progress=kill_in_epoch(2, steps=math.ceil(len(images.train_x) / 64)))
     assert same(whole, run(c, images, checkpoint=path))
+
+
+def test_a_full_disk_is_named_and_costs_no_checkpoint(digits, tmp_path):
+    path, c = tmp_path / "checkpoint.pt", config(method="standard")
+    path.write_bytes(b"before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, limits[1]))  # no file may be larger: a disk as full
+    try:
+        with pytest.raises(OSError, match=f"{path}"):
+            loop._Run(from_config(c, in_channels=1, n_classes=10), digits, c, lambda *args: None).save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [(left.name, left.read_bytes()) for left in tmp_path.iterdir()] == [("checkpoint.pt", b"before")]
 
 
 def test_another_seed_is_another_run(digits):

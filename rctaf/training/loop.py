@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Callable
@@ -223,8 +224,10 @@ class _Run:
             "generators": {name: g.get_state() for name, g in self.generators.items()},
             **{name: part.state_dict() for name, part in self._parts().items()},
         }
+        whole = io.BytesIO()  # straight into a file, torch.save would not say why that cannot be written
+        torch.save(content, whole)
         with written_whole(path) as handle:
-            torch.save(content, handle)
+            handle.write(whole.getbuffer())
 
     def load(self, path: Path) -> None:
         """Go back to where the checkpoint was written."""
