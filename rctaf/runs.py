@@ -211,8 +211,8 @@ def state(run_id: str) -> tuple[str, str]:
     """One of :data:`STATES`, and the error of a failed run (otherwise an empty string)."""
     try:
         record = records.load(run_id)
-    except Unreadable as error:
-        return "FAILED", f"{error}; restore it, or delete it and run again"
+    except Unreadable as unreadable:
+        return "FAILED", f"{unreadable}; restore it, or delete it and run again"
     if record is not None:
         return ("kept" if record.kept else "local"), ""
     # opened for reading, as the store may be somebody else's
