@@ -13,7 +13,6 @@ import torch
 from papermill.exceptions import PapermillExecutionError
 
 from rctaf import data, evaluation, models, records
-from rctaf.arithmetic import repeatable
 from rctaf.config import RunConfig
 from rctaf.notebooks import execute_notebook
 from rctaf.replay import compare
@@ -48,12 +47,12 @@ def test_only_the_tagged_cell_sets_settings() -> None:
 
 
 def test_a_norm_whose_square_came_out_negative_is_no_zero(capsys) -> None:
-    estimate = SimpleNamespace(rms=None, rms_interval=(0.0, 0.5), probes=64, record=dict)
+    estimate = SimpleNamespace(rms=None, rms_interval=(0.0, 0.5), probes=64)
     tools = SimpleNamespace(effective_curvature=lambda *a: [], hessian_diagonal_norm=lambda *a, **kw: estimate)
     x, y = torch.zeros(2, 1, 8, 8), torch.zeros(2)
     (cell,) = (cell for cell in cells_of_code() if "hessian_diagonal_norm" in cell.source)
     names = {"config": RunConfig(), "evaluation": tools, "test_x": x, "test_y": y, "device": "cpu", "metrics": {}}
-    names |= {"pgd": lambda model, x, *a, **kw: x, "cross_entropy": id, "torch": torch, "repeatable": repeatable}
+    names |= {"pgd20": lambda model, x, *a, **kw: x, "torch": torch, "dataclasses": SimpleNamespace(asdict=vars)}
     exec(cell.source, {"model": None, "F": torch.nn.functional, "radius": 0.1, **names})
     said = "rms not determined (its square came out negative), 95 % interval 0 to 0.5, 64 probes"
     assert capsys.readouterr().out == f"hessian_clean: {said}\nhessian_adversarial: {said}\n"
