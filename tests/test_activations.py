@@ -212,6 +212,29 @@ def test_composed_transforms_give_the_true_second_derivative(beta):
 
 
 @pytest.mark.parametrize("beta", range(3))
+def test_forward_mode_inside_of_forward_mode(beta):
+    alpha, x = 7.0, torch.tensor([-0.6, -0.01, 0.0, 0.3, 2.0], dtype=torch.float64)
+
+    def forward(f):
+        return lambda z: jvp(f, (z,), (torch.ones_like(z),))[1]
+
+    def f(z):
+        return rctaf(z, alpha, beta)
+
+    twice = forward(forward(f))
+    for n, got in (
+        (2, twice(x)),
+        (2, vmap(twice)(x)),
+        (2, torch.stack([jacfwd(jacfwd(f))(z) for z in x])),
+        (3, forward(twice)(x)),
+        (3, grad(lambda z: twice(z).sum())(x)),
+        (3, forward(forward(grad(lambda z: f(z).sum())))(x)),
+    ):
+        want = torch.tensor([float(truth(v, alpha, beta)[n]) for v in x.tolist()], dtype=torch.float64)
+        torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13 * alpha**2)
+
+
+@pytest.mark.parametrize("beta", range(3))
 def test_fourth_derivative_through_autograd(beta, implementation):
     x = torch.tensor([-0.7, 0.0, 0.4, 1.2], dtype=torch.float64, requires_grad=True)
     d = rctaf(x, 2.0, beta)
