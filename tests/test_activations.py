@@ -234,6 +234,15 @@ def test_forward_mode_inside_of_forward_mode(beta):
         torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13 * alpha**2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("beta", range(3))
+def test_many_gradients_at_once(beta, dtype, implementation):
+    """As torch.autograd.functional.jacobian(vectorize=True) asks for them, in the formats that the kernel takes."""
+    x = torch.linspace(-1, 1, 5, dtype=dtype, requires_grad=True)
+    (got,) = torch.autograd.grad(rctaf(x, 2.0, beta), x, torch.eye(5, dtype=dtype), is_grads_batched=True)
+    torch.testing.assert_close(got.diagonal(), _kernels.derivative(x.detach(), 2.0, beta, 1))
+
+
 @pytest.mark.parametrize("beta", range(3))
 def test_fourth_derivative_through_autograd(beta, implementation):
     x = torch.tensor([-0.7, 0.0, 0.4, 1.2], dtype=torch.float64, requires_grad=True)
