@@ -244,6 +244,14 @@ def test_many_gradients_at_once(beta, dtype, implementation):
 
 
 @pytest.mark.parametrize("beta", range(3))
+def test_a_gradient_that_is_zero_without_memory(beta, implementation):
+    """Forward-mode differentiation makes such zeros of what does not depend on its input."""
+    x = torch.randn(5, requires_grad=True)
+    (got,) = torch.autograd.grad(rctaf(x, 2.0, beta), x, torch._efficientzerotensor((5,)))
+    assert not got.any()
+
+
+@pytest.mark.parametrize("beta", range(3))
 def test_fourth_derivative_through_autograd(beta, implementation):
     x = torch.tensor([-0.7, 0.0, 0.4, 1.2], dtype=torch.float64, requires_grad=True)
     d = rctaf(x, 2.0, beta)
