@@ -188,7 +188,7 @@ class LearnedRCTAF(RCTAF):
 
 
 def fix_alphas(model: nn.Module) -> list[float]:
-    """Put an :class:`RCTAF` in place of every :class:`LearnedRCTAF`, in place: from then on its alpha is a number.
+    """Make an :class:`RCTAF` of every :class:`LearnedRCTAF`, in place: from then on its alpha is a number.
 
     So whatever is measured afterwards (the Hessian above all) concerns the same parameters as in a network whose alpha
     was never trained.
@@ -196,16 +196,13 @@ def fix_alphas(model: nn.Module) -> list[float]:
     Returns:
         The alphas, in the order of ``model.modules()``.
     """
-    places = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent._modules.items()
-        if isinstance(child, LearnedRCTAF)
-    ]
-    fixed = {child: RCTAF(child.alpha, child.beta).train(child.training) for _, _, child in places}
-    for parent, name, child in places:
-        setattr(parent, name, fixed[child])
-    return [module.alpha for module in fixed.values()]
+    learned: list[Any] = [module for module in model.modules() if isinstance(module, LearnedRCTAF)]
+    alphas = [_sharpness(module.alpha) for module in learned]  # all are looked at before any is changed
+    for module, alpha in zip(learned, alphas, strict=True):
+        del module.log_alpha
+        module.__class__ = RCTAF  # and not another module in its place: whatever holds it, or hooks on it, stays
+        module.alpha = alpha
+    return alphas
 
 
 class Sharpened(nn.Module):

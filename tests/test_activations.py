@@ -419,8 +419,28 @@ def test_learned_alpha_starts_as_rctaf_and_is_fixed_again():
     assert shared[1] is net[1]
     assert not net[1].training
     assert fix_alphas(net) == []
+    assert list(net[1].parameters()) == []
+    assert copy.deepcopy(net)[1].alpha == alphas[0]
     with pytest.raises(ValueError, match="alpha"):
         LearnedRCTAF(0, 1)
+
+
+def test_fixed_alphas_come_in_order_and_keep_what_hangs_on_their_modules():
+    first, last, seen = LearnedRCTAF(3, 1), LearnedRCTAF(5, 1), []
+    last.register_forward_hook(lambda *_: seen.append("called"))
+    net = nn.Sequential(nn.Sequential(first), last)
+    assert fix_alphas(net) == pytest.approx([3, 5], rel=1e-6)
+    net(torch.ones(2))
+    assert seen == ["called"]
+    assert net[1] is last
+    alone = LearnedRCTAF(7, 2)
+    assert fix_alphas(alone) == pytest.approx([7], rel=1e-6)
+    assert type(alone) is RCTAF
+    diverged = nn.Sequential(LearnedRCTAF(3, 1), LearnedRCTAF(3, 1))
+    nn.init.constant_(diverged[1].log_alpha, math.nan)
+    with pytest.raises(ValueError, match=r"alpha.*got nan"):
+        fix_alphas(diverged)
+    assert isinstance(diverged[0], LearnedRCTAF)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
