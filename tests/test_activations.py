@@ -7,6 +7,7 @@ import functools
 import gc
 import io
 import math
+import pickle
 import weakref
 
 import mpmath
@@ -364,6 +365,26 @@ def test_symbolic_trace_of_a_network_keeps_one_node():
     assert torch.equal(traced(x), net(x))
 
 
+class CallsRCTAF(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.learned = LearnedRCTAF(2, 1)
+
+    def forward(self, x):
+        return self.learned(rctaf(x, 3, 2))
+
+
+def test_symbolic_trace_of_code_that_calls_rctaf_or_learns_alpha():
+    net, x = CallsRCTAF(), torch.randn(5, 2)
+    traced = torch.fx.symbolic_trace(net)
+    assert len(traced.graph.nodes) == 5  # input, rctaf, the parameter, the function of it, output
+    assert torch.equal(traced(x), net(x))
+    assert torch.equal(torch.fx.symbolic_trace(traced)(x), net(x))
+    assert torch.equal(pickle.loads(pickle.dumps(traced))(x), net(x))
+    traced(x).sum().backward()
+    assert net.learned.log_alpha.grad.isfinite()
+
+
 # --- curvature -------------------------------------------------------------------------------------------------------
 
 
@@ -627,6 +648,9 @@ def test_numpy_numbers_are_numbers_and_integers_are_not_activated():
     assert RCTAF(np.float32(2), np.int64(1)).alpha == 2.0
     with pytest.raises(ValueError, match=r"torch\.int64"):
         rctaf(torch.arange(3), 1.0, 0)
+    for x, got in ((np.ones(3), "ndarray"), (1.0, "float"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=f"x must be a floating-point tensor, got a {got}"):
+            rctaf(x, 1.0, 0)
 
 
 # --- activations by name ---------------------------------------------------------------------------------------------
