@@ -109,6 +109,7 @@ def saves_plainly(*values: Tensor) -> bool:
         and torch.is_grad_enabled()
         and all(plain(value) for value in values)
         and any(value.requires_grad for value in values)
+        and not any(value.is_inference() for value in values)  # which cannot be saved; their sum can
         and not _kernels.has_tangent(*values)
         and _default_hooks() is None  # such as those of a checkpoint
     )

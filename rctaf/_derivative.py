@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rctaf import _kernels
 
@@ -43,7 +44,10 @@ class Derivative(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         (x,) = ctx.saved_tensors
-        return tangent * Derivative.apply(x, ctx.alpha, ctx.beta, ctx.n + 1)
+        # PyTorch switches forward mode off here, for all levels: an outer jvp around this one would silently give zero.
+        x = forward_ad.unpack_dual(x).primal
+        with forward_ad._set_fwd_grad_enabled(True):
+            return tangent * Derivative.apply(x, ctx.alpha, ctx.beta, ctx.n + 1)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, alpha: float, beta: int, n: int) -> Any:

@@ -149,7 +149,7 @@ def backward(saved: Tensor, alpha: float, beta: int, n: int, from_output: bool, 
     if n > 0 or beta > 1 or not _fast(z := widen(saved)):
         return None
     if from_output:
-        return (z * -alpha).expm1_().mul_(grad).neg_().to(grad.dtype)
+        return ((z * -alpha).expm1_().neg_() * grad).to(grad.dtype)  # not in place: grad may be a batch of gradients
     return _times_swish_slope(widen(grad), z, alpha).to(grad.dtype)
 
 

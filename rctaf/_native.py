@@ -114,8 +114,12 @@ def plain(x: Tensor) -> bool:
         and x.layout is torch.strided
         and not x.is_nested
         and not x.is_neg()  # memory of the opposite sign, as in the imaginary part of a conjugate
+        and not x._is_zerotensor()  # zeros without memory, as forward-mode differentiation makes them
         and not torch.jit.is_tracing()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and not torch._C._functorch.is_legacy_batchedtensor(
+            x
+        )  # a gradient of torch.autograd.grad(is_grads_batched=True)
         and torch._C._len_torch_dispatch_stack() == 0
     )
 

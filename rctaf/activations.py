@@ -86,8 +86,11 @@ def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
     tensor([-8.3153e-07,  0.0000e+00,  1.0000e+00])
     """
     alpha, beta = _sharpness(alpha), _order(beta)
-    if not x.is_floating_point():
-        raise ValueError(f"x must be a floating-point tensor, got {x.dtype}")
+    if isinstance(x, torch.fx.Proxy):  # one node in a symbolic trace: a Proxy cannot enter an autograd.Function
+        return x.tracer.create_proxy("call_function", rctaf, (x, alpha, beta), {})
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise ValueError(f"x must be a floating-point tensor, got {got}")
     if x.is_nested and x.layout is torch.strided:  # PyTorch has hardly any operation for it
         raise ValueError("x must be dense or jagged, got a strided nested tensor; make it with layout=torch.jagged")
     # The compiler differentiates and fuses the plain formula with its neighbours; TorchScript can save nothing else.
@@ -99,9 +102,6 @@ def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
     elif beta > 0 and _after_norm.saves_plainly(x):
         return _after_norm.activate(alpha, beta, x)
     return Derivative.apply(x, alpha, beta, 0)
-
-
-torch.fx.wrap("rctaf")  # one node in a symbolic trace: a Proxy cannot enter an autograd.Function
 
 
 class RCTAF(nn.Module):
@@ -179,16 +179,23 @@ class LearnedRCTAF(RCTAF):
         return math.exp(self.log_alpha.item())
 
     def forward(self, x: Tensor) -> Tensor:
-        alpha, wide = _kernels.widen(self.log_alpha).exp(), _kernels.widen(x)  # half precision ends at 65504
-        return (rctaf(wide * alpha, 1.0, self.beta) / alpha).to(x.dtype)
+        return _of_log_alpha(x, self.log_alpha, self.beta)
 
     def extra_repr(self) -> str:
         alpha = "?" if self.log_alpha.is_meta else f"{self.alpha:.6g}"  # as many digits as single precision has
         return f"alpha={alpha}, beta={self.beta}"
 
 
+def _of_log_alpha(x: Tensor, log_alpha: Tensor, beta: int) -> Tensor:
+    alpha, wide = _kernels.widen(log_alpha).exp(), _kernels.widen(x)  # half precision ends at 65504
+    return (rctaf(wide * alpha, 1.0, beta) / alpha).to(x.dtype)
+
+
+torch.fx.wrap("_of_log_alpha")  # one node in a symbolic trace: a Proxy does not tell its dtype
+
+
 def fix_alphas(model: nn.Module) -> list[float]:
-    """Put an :class:`RCTAF` in place of every :class:`LearnedRCTAF`, in place: from then on its alpha is a number.
+    """Make an :class:`RCTAF` of every :class:`LearnedRCTAF`, in place: from then on its alpha is a number.
 
     So whatever is measured afterwards (the Hessian above all) concerns the same parameters as in a network whose alpha
     was never trained.
@@ -196,16 +203,13 @@ def fix_alphas(model: nn.Module) -> list[float]:
     Returns:
         The alphas, in the order of ``model.modules()``.
     """
-    places = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent._modules.items()
-        if isinstance(child, LearnedRCTAF)
-    ]
-    fixed = {child: RCTAF(child.alpha, child.beta).train(child.training) for _, _, child in places}
-    for parent, name, child in places:
-        setattr(parent, name, fixed[child])
-    return [module.alpha for module in fixed.values()]
+    learned: list[Any] = [module for module in model.modules() if isinstance(module, LearnedRCTAF)]
+    alphas = [_sharpness(module.alpha) for module in learned]  # all are looked at before any is changed
+    for module, alpha in zip(learned, alphas, strict=True):
+        del module.log_alpha
+        module.__class__ = RCTAF  # and not another module in its place: whatever holds it, or hooks on it, stays
+        module.alpha = alpha
+    return alphas
 
 
 class Sharpened(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dis
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -79,6 +80,8 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
     """
     if isinstance(factory, nn.Module) or not callable(factory):
         raise ValueError(f"factory must be a function that makes an activation (lambda: ReLU()), got {factory!r}")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
     if isinstance(model, ACTIVATION_MODULES):
         raise ValueError(f"the model is itself an activation, with nothing around it to change: {model!r}")
     out_of_reach, in_place = _obstacles(model)
@@ -303,13 +306,17 @@ def _called_inside(
 ) -> tuple[list[str], list[torch.fx.Graph]]:
     """Names of the activations that the module's own code calls as functions or makes; and the traces of that code."""
     if isinstance(module, torch.jit.ScriptModule):
-        return ["compiled TorchScript"], []
+        return _called_in_script(module), []
     if isinstance(module._modules.get("_orig_mod"), ACTIVATION_MODULES):  # torch.compile keeps what it was given
         return [f"compiled {type(module._modules['_orig_mod']).__name__}"], []
     if isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity == "relu":
         return ["relu"], []
-    if type(module).__module__.startswith("torch.") and not isinstance(module, torch.fx.GraphModule | nn.Sequential):
-        return [], []  # PyTorch's other modules call only what they hold as attributes
+    if _is_pytorchs(module) and not isinstance(module, torch.fx.GraphModule | nn.Sequential):
+        found: set[str] = set()  # PyTorch's other modules call only what they hold as attributes: a lambda, perhaps
+        for f in vars(module).values():
+            if isinstance(f, FunctionType) and f is not rctaf and not f.__globals__["__name__"].startswith("torch."):
+                found |= _mentioned(f.__code__, f.__globals__, module, {*model}, set())
+        return sorted(found), []
     if isinstance(module, ACTIVATION_MODULES) or type(module).forward is nn.Module.forward:
         return [], []
     copies = copies or _copies(module, model)  # where the whole cannot be copied, this part may be
@@ -334,6 +341,20 @@ def _called_inside(
         if "is_wrapped" in node.meta and isinstance(target, FunctionType):  # by torch.fx.wrap: not traced
             names |= mentioned(target, set())
     return sorted(names), graphs
+
+
+def _is_pytorchs(module: nn.Module) -> bool:
+    """Whether the code of a module is PyTorch's alone; with a parametrization it has a class made by PyTorch."""
+    return all(kind.__module__.startswith("torch.") for kind in type(module).__mro__ if issubclass(kind, nn.Module))
+
+
+def _called_in_script(compiled: Any) -> list[str]:
+    """Names of the activations in what TorchScript has compiled, a module or a function."""
+    try:
+        operations = re.findall(r"aten::(\w+)\(", str(compiled.inlined_graph))
+    except (AttributeError, RuntimeError):  # a module that has no forward
+        return []
+    return sorted({*operations} & {*_FUNCTION_NAMES})
 
 
 def _traces(module: nn.Module, model: dict[nn.Module, nn.Module]) -> tuple[list[torch.fx.Graph], bool]:
@@ -419,6 +440,8 @@ def _mentioned(
         for inner in _contents(thing):
             if _is_activation_function(inner) or _makes_activation(inner):
                 found.add(getattr(inner, "__name__", name))
+            elif isinstance(inner, torch.jit.ScriptFunction):
+                found.update(_called_in_script(inner))
             elif isinstance(inner, ACTIVATION_MODULES) and inner not in model:
                 found.add(type(inner).__name__)
         method = isinstance(thing, MethodType)

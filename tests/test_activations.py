@@ -7,6 +7,7 @@ import functools
 import gc
 import io
 import math
+import pickle
 import weakref
 
 import mpmath
@@ -212,6 +213,46 @@ def test_composed_transforms_give_the_true_second_derivative(beta):
 
 
 @pytest.mark.parametrize("beta", range(3))
+def test_forward_mode_inside_of_forward_mode(beta):
+    alpha, x = 7.0, torch.tensor([-0.6, -0.01, 0.0, 0.3, 2.0], dtype=torch.float64)
+
+    def forward(f):
+        return lambda z: jvp(f, (z,), (torch.ones_like(z),))[1]
+
+    def f(z):
+        return rctaf(z, alpha, beta)
+
+    twice = forward(forward(f))
+    for n, got in (
+        (2, twice(x)),
+        (2, vmap(twice)(x)),
+        (2, torch.stack([jacfwd(jacfwd(f))(z) for z in x])),
+        (3, forward(twice)(x)),
+        (3, grad(lambda z: twice(z).sum())(x)),
+        (3, forward(forward(grad(lambda z: f(z).sum())))(x)),
+    ):
+        want = torch.tensor([float(truth(v, alpha, beta)[n]) for v in x.tolist()], dtype=torch.float64)
+        torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-13 * alpha**2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("beta", range(3))
+def test_many_gradients_at_once(beta, dtype, implementation):
+    """As torch.autograd.functional.jacobian(vectorize=True) asks for them, in the formats that the kernel takes."""
+    x = torch.linspace(-1, 1, 5, dtype=dtype, requires_grad=True)
+    (got,) = torch.autograd.grad(rctaf(x, 2.0, beta), x, torch.eye(5, dtype=dtype), is_grads_batched=True)
+    torch.testing.assert_close(got.diagonal(), _kernels.derivative(x.detach(), 2.0, beta, 1))
+
+
+@pytest.mark.parametrize("beta", range(3))
+def test_a_gradient_that_is_zero_without_memory(beta, implementation):
+    """Forward-mode differentiation makes such zeros of what does not depend on its input."""
+    x = torch.randn(5, requires_grad=True)
+    (got,) = torch.autograd.grad(rctaf(x, 2.0, beta), x, torch._efficientzerotensor((5,)))
+    assert not got.any()
+
+
+@pytest.mark.parametrize("beta", range(3))
 def test_fourth_derivative_through_autograd(beta, implementation):
     x = torch.tensor([-0.7, 0.0, 0.4, 1.2], dtype=torch.float64, requires_grad=True)
     d = rctaf(x, 2.0, beta)
@@ -324,6 +365,26 @@ def test_symbolic_trace_of_a_network_keeps_one_node():
     assert torch.equal(traced(x), net(x))
 
 
+class CallsRCTAF(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.learned = LearnedRCTAF(2, 1)
+
+    def forward(self, x):
+        return self.learned(rctaf(x, 3, 2))
+
+
+def test_symbolic_trace_of_code_that_calls_rctaf_or_learns_alpha():
+    net, x = CallsRCTAF(), torch.randn(5, 2)
+    traced = torch.fx.symbolic_trace(net)
+    assert len(traced.graph.nodes) == 5  # input, rctaf, the parameter, the function of it, output
+    assert torch.equal(traced(x), net(x))
+    assert torch.equal(torch.fx.symbolic_trace(traced)(x), net(x))
+    assert torch.equal(pickle.loads(pickle.dumps(traced))(x), net(x))
+    traced(x).sum().backward()
+    assert net.learned.log_alpha.grad.isfinite()
+
+
 # --- curvature -------------------------------------------------------------------------------------------------------
 
 
@@ -379,8 +440,28 @@ def test_learned_alpha_starts_as_rctaf_and_is_fixed_again():
     assert shared[1] is net[1]
     assert not net[1].training
     assert fix_alphas(net) == []
+    assert list(net[1].parameters()) == []
+    assert copy.deepcopy(net)[1].alpha == alphas[0]
     with pytest.raises(ValueError, match="alpha"):
         LearnedRCTAF(0, 1)
+
+
+def test_fixed_alphas_come_in_order_and_keep_what_hangs_on_their_modules():
+    first, last, seen = LearnedRCTAF(3, 1), LearnedRCTAF(5, 1), []
+    last.register_forward_hook(lambda *_: seen.append("called"))
+    net = nn.Sequential(nn.Sequential(first), last)
+    assert fix_alphas(net) == pytest.approx([3, 5], rel=1e-6)
+    net(torch.ones(2))
+    assert seen == ["called"]
+    assert net[1] is last
+    alone = LearnedRCTAF(7, 2)
+    assert fix_alphas(alone) == pytest.approx([7], rel=1e-6)
+    assert type(alone) is RCTAF
+    diverged = nn.Sequential(LearnedRCTAF(3, 1), LearnedRCTAF(3, 1))
+    nn.init.constant_(diverged[1].log_alpha, math.nan)
+    with pytest.raises(ValueError, match=r"alpha.*got nan"):
+        fix_alphas(diverged)
+    assert isinstance(diverged[0], LearnedRCTAF)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -567,6 +648,9 @@ def test_numpy_numbers_are_numbers_and_integers_are_not_activated():
     assert RCTAF(np.float32(2), np.int64(1)).alpha == 2.0
     with pytest.raises(ValueError, match=r"torch\.int64"):
         rctaf(torch.arange(3), 1.0, 0)
+    for x, got in ((np.ones(3), "ndarray"), (1.0, "float"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=f"x must be a floating-point tensor, got a {got}"):
+            rctaf(x, 1.0, 0)
 
 
 # --- activations by name ---------------------------------------------------------------------------------------------

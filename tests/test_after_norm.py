@@ -251,6 +251,9 @@ def test_where_it_applies_and_where_it_does_not():
     assert not served(activate_sum(activation, norm(x), x[:1]))  # broadcast: activation(x + y) knows how
     with torch.no_grad():
         assert activation(norm(x)).grad_fn is None
+    with torch.inference_mode():
+        unsaved = torch.randn_like(x)
+    activate_sum(activation, norm(x), unsaved).sum().backward()
 
 
 @pytest.mark.parametrize(

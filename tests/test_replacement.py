@@ -265,6 +265,40 @@ class Locked(nn.Module):
         return F.relu(self.act(x))
 
 
+class Squares(nn.Module):
+    def forward(self, weight):
+        return weight**2
+
+
+def parametrized():
+    """Its class is one that PyTorch makes; its forward is still ours."""
+    made = Weighted()
+    nn.utils.parametrize.register_parametrization(made, "weight", Squares())
+    return made
+
+
+class Weighted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return F.relu(x * self.weight)
+
+
+def rectified(x):
+    return torch.relu(x) + 1
+
+
+class CallsScript(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.compiled = torch.jit.script(rectified)
+
+    def forward(self, x):
+        return self.compiled(x)
+
+
 def exported():
     return torch.export.export(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), (torch.ones(1, 2),)).module()
 
@@ -298,6 +332,13 @@ def exported():
         (TypeOf, r"0 \(TypeOf\) calls relu"),
         (TypeOfInside, r"0 \(TypeOfInside\) calls celu"),
         (Wrapped, r"0 \(Wrapped\) calls silu"),
+        (parametrized, r"0 \(ParametrizedWeighted\) calls relu"),
+        (lambda: nn.TransformerEncoderLayer(8, 2, 16, activation=lambda x: F.mish(x)), r"Layer\) calls mish"),
+        (CallsScript, r"0 \(CallsScript\) calls relu"),
+        (
+            lambda: torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.SiLU())),
+            r"0 \(RecursiveScriptModule\) calls silu",
+        ),
         (lambda: torch.fx.symbolic_trace(Functional()), r"calls relu"),
         (lambda: nn.RNN(2, 2, nonlinearity="relu"), r"0 \(RNN\) calls relu"),
     ],
@@ -340,6 +381,11 @@ def test_what_is_replaced_anyway_is_no_error():
     assert replace(model, new) == 1
     x = torch.randn(3, 2)
     assert torch.equal(model(x), model.inner(model.block(x)) if x.sum() > 0 else rctaf(x, 2, 1))
+
+
+def test_what_is_compiled_without_an_activation_is_no_error():
+    assert replace(nn.Sequential(torch.jit.script(nn.Linear(2, 2)), nn.ReLU()), new) == 1
+    assert replace(nn.Sequential(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), nn.ReLU()), new) == 1
 
 
 class Active(nn.Module):
@@ -582,3 +628,5 @@ def test_replace_refuses_what_is_no_factory_or_no_network():
     assert isinstance(net[0], nn.ReLU)
     with pytest.raises(ValueError, match="itself an activation"):
         replace(nn.ReLU(), new)
+    with pytest.raises(ValueError, match=r"model must be a torch\.nn\.Module, got a list"):
+        replace([nn.ReLU()], new)
