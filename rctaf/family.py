@@ -140,9 +140,9 @@ def curvature(alpha: float, beta: int) -> float:
     r"""The global maximum :math:`\max_x |\sigma_{\alpha,\beta}''(x)|`, in double precision, for every order.
 
     At 0 the second derivative is :math:`\sigma''(0) = \alpha\, 2^{\beta-2}`. Up to order 4 that is the maximum:
-    :math:`\alpha/4`, :math:`\alpha/2`, :math:`\alpha`, ... At orders 5 and 6 :math:`|\sigma''|` is larger elsewhere
-    (:mod:`rctaf.symbolic` proves both), and so it is, as computed here, at every higher order tried, 7 to 20. The
-    maximum is the largest value at 0 and at the other roots of :math:`\sigma'''`, found in decimal arithmetic. By
+    :math:`\alpha/4`, :math:`\alpha/2`, :math:`\alpha`, ... From order 5 on :math:`|\sigma''|` is larger elsewhere
+    (:mod:`rctaf.symbolic` proves orders 0 to 6; from one order to the next the maximum at least doubles). The maximum
+    is the largest value at 0 and at the other roots of :math:`\sigma'''`, found in decimal arithmetic. By
     homogeneity it is proportional to ``alpha``.
 
     Raises:

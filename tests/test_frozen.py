@@ -223,6 +223,10 @@ def test_what_cannot_be_frozen_says_why():
             self.calls += 1
             return self.calls * self.conv(x).flatten(1)
 
+    class Drifts(Counts):  # by 0.2 % from one call to the next
+        def forward(self, x):
+            return super().forward(x) * (1 + 0.002 * self.calls) / self.calls
+
     def hooked(register):
         model = nn.Sequential(copy.deepcopy(conv), nn.Flatten())
         getattr(model[0], register)(lambda *_: None)
@@ -233,6 +237,7 @@ def test_what_cannot_be_frozen_says_why():
         (Adapts(1), "its trace cannot be run: element 0 of tensors does not require grad"),
         (Padded(1), "draws random numbers"),
         (Counts(1), "does something that its trace does not show"),
+        (Drifts(1), "does something that its trace does not show"),
         (nn.Sequential(conv, WithRelu(2)), "holds a WithRelu"),
         (nn.Sequential(conv, nn.RReLU()), "holds a RReLU"),
         (hooked("register_forward_pre_hook"), "0 has hooks"),
