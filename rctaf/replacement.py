@@ -311,6 +311,12 @@ def _called_inside(
         return [f"compiled {type(module._modules['_orig_mod']).__name__}"], []
     if isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity == "relu":
         return ["relu"], []
+    if "forward" in vars(module) and "_orig_mod" not in module._modules:  # torch.compile has one of its own
+        forward = inspect.unwrap(vars(module)["forward"])  # read only: a trace would run that of the class
+        forward = getattr(forward, "__func__", forward)
+        if not isinstance(forward, FunctionType):
+            return ["code that cannot be read"], []
+        return sorted(_mentioned(forward.__code__, forward.__globals__, module, {*model}, set())), []
     if _is_pytorchs(module) and not isinstance(module, torch.fx.GraphModule | nn.Sequential):
         found: set[str] = set()  # PyTorch's other modules call only what they hold as attributes: a lambda, perhaps
         for f in vars(module).values():

@@ -6,6 +6,7 @@ import copy
 import functools
 import random
 import threading
+import types
 from collections import Counter
 
 import numpy as np
@@ -299,6 +300,21 @@ class CallsScript(nn.Module):
         return self.compiled(x)
 
 
+def patched():
+    """A layer of PyTorch's with a forward of its own, as a bound method."""
+    made = nn.Linear(2, 2)
+    made.forward = types.MethodType(lambda self, x: F.relu(x), made)
+    return made
+
+
+def patched_twice():
+    """A forward of its own behind a wrapper, as libraries put hooks around it."""
+    made = Innocent()
+    made.forward = lambda x: F.hardswish(x)
+    made.forward = functools.update_wrapper(functools.partial(made.forward), made.forward)
+    return made
+
+
 def exported():
     return torch.export.export(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), (torch.ones(1, 2),)).module()
 
@@ -334,6 +350,8 @@ def exported():
         (Wrapped, r"0 \(Wrapped\) calls silu"),
         (parametrized, r"0 \(ParametrizedWeighted\) calls relu"),
         (lambda: nn.TransformerEncoderLayer(8, 2, 16, activation=lambda x: F.mish(x)), r"Layer\) calls mish"),
+        (patched, r"0 \(Linear\) calls relu"),
+        (patched_twice, r"0 \(Innocent\) calls hardswish"),
         (CallsScript, r"0 \(CallsScript\) calls relu"),
         (
             lambda: torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.SiLU())),
