@@ -140,7 +140,8 @@ def _along(values: pd.DataFrame, best: float) -> str:
 
 
 def last_attacks(records: Sequence[Record]) -> str:
-    """What FAB and Square each take after the screening in the runs of RCT-AF, and Square by curvature."""
+    """What FAB and Square each take after the screening in the runs of RCT-AF; Square also at each max|sigma''| where
+    these are few, else up to the paper's range and beyond it."""
     rows = [
         (r.config.curvature, *(100 * (a["robust"] - b["robust"]) / r.metrics["n_eval"] for a, b in pairwise(after)))
         for r in records
@@ -149,12 +150,12 @@ def last_attacks(records: Sequence[Record]) -> str:
     if not rows:
         return "No record holds a result of the standard version of AutoAttack yet."
     curvature, fab, square = np.array(rows, float).T
-    beyond = curvature > BAND[1]
-    parts = [
-        f"{square[which].mean():.2f} {where} {BAND[1]:g}"
-        for where, which in (("up to", ~beyond), ("beyond", beyond))
-        if which.any()
-    ]
+    places = np.unique(curvature)
+    groups = {f"at {at:g}": curvature == at for at in places}
+    if len(places) > 3:
+        beyond = curvature > BAND[1]
+        groups = {f"up to {BAND[1]:g}": ~beyond, f"beyond {BAND[1]:g}": beyond}
+    parts = [f"{square[which].mean():.2f} {where}" for where, which in groups.items() if which.any()]
     return typeset(
         f"In {count(len(rows), 'run')} of RCT-AF under the standard version, FAB takes another {fab.mean():.2f} points "
         f"on average and at most {fab.max():.2f}, and then Square, which uses no gradients, {square.mean():.2f} and at "

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rctaf.attacks import cross_entropy, divergence_from, natural_logits, pgd, pgd20
+from rctaf.evaluation import accuracy
 from rctaf.models import make_model
 from rctaf.models.norm import eval_mode
-from rctaf.training.attacks import cross_entropy, divergence_from, natural_logits, pgd
 
 
 def generator(seed=0):
@@ -149,3 +150,79 @@ def test_soft_cross_entropy_has_the_gradient_of_the_kl_divergence_and_holds_the_
     torch.testing.assert_close(ours, kl)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(divergence_from(natural)(attacked), natural)
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(40, 1, 4, 4, generator=generator), torch.randint(0, 5, (40,), generator=generator)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.SiLU(), nn.Dropout(), nn.Linear(8, 5))
+
+
+def test_pgd20_on_a_linear_model_finds_exactly_the_images_that_can_be_fooled(images):
+    # Two classes of a linear model: the best perturbation moves every pixel by epsilon against the
+    # sign of the weight difference, so the true count is known.
+    x = images[0] * 0.4 + 0.3  # away from 0 and 1: no clipping
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).requires_grad_(False)
+    linear[1].bias[1] -= linear(x).diff(dim=1).median()  # both classes occur
+    y = linear(x).argmax(1)
+    distance = linear(x).diff(dim=1)[:, 0].abs() / linear[1].weight.diff(dim=0).abs().sum()
+    first, second = distance.sort().values[19:21]
+    epsilon = float(first + second) / 2  # 20 images are nearer to the boundary than this
+    assert epsilon < 0.3
+    assert accuracy(linear, pgd20(linear, x, y, epsilon), y) == (20, 40)
+
+
+class Sine(nn.Module):
+    def forward(self, x):
+        return (10 * x).sin()
+
+
+def test_pgd20_takes_20_steps_of_a_quarter_from_uniform_starts_of_its_seed(images):
+    """The images against the attack itself, batch by batch, on a model so rough that the start decides."""
+    x, _ = images
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), Sine(), nn.Linear(32, 5)).requires_grad_(False)
+    y = model(x).argmax(1)
+    settings = {"epsilon": 0.05, "steps": 20, "step_size": 0.0125, "start": "uniform"}
+    counts = set()
+    for seed in range(8):
+        one = generator(seed)  # for all batches
+        parts = zip(x.split(15), y.split(15), strict=True)
+        expected = torch.cat([pgd(model, a, cross_entropy(b), **settings, generator=one) for a, b in parts])
+        attacked = pgd20(model, x, y, 0.05, seed=seed, batch_size=15)
+        assert torch.equal(attacked, expected)
+        counts.add(accuracy(model, attacked, y)[0])
+    assert len(counts) > 2
+
+
+def test_pgd20_is_repeatable_monotone_in_the_budget_and_leaves_the_model_alone(model, images):
+    x, _ = images
+    y = model.eval()(x).argmax(1)
+    model.train()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    attacked = [pgd20(model, x, y, epsilon, seed=5) for epsilon in (0.0, 0.05, 0.2, 0.6)]
+    again = [pgd20(model, x, y, epsilon, seed=5) for epsilon in (0.0, 0.05, 0.2, 0.6)]
+    assert all(torch.equal(a, b) for a, b in zip(attacked, again, strict=True))
+    counts = [accuracy(model, a, y)[0] for a in attacked]
+    assert counts[0] == len(x)
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] < counts[0]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+    F.cross_entropy(model(x), y).backward()  # the parameters still learn
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_pgd20_refuses_unequal_numbers(model, images):
+    x, y = images
+    with pytest.raises(ValueError, match="40 images and 39 labels"):
+        pgd20(model, x, y[:-1], 0.1)

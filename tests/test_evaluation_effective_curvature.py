@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_definitions(images):
         assert layer.curvature_std == pytest.approx(bound * std, rel=1e-12)
     assert first.gain_kappa == pytest.approx([7, 28, 14])
     assert second.gain_kappa is None
-    json.dumps([layer.record() for layer in (first, second)], allow_nan=False)
+    json.dumps([asdict(layer) for layer in (first, second)], allow_nan=False)
 
 
 @pytest.mark.parametrize("beta", [0, 1, 2, 5])

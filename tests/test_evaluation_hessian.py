@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_the_estimate_meets_the_exact_diagonal(activation, images):
     assert found.rms_interval == pytest.approx((low / math.sqrt(97), high / math.sqrt(97)))
     assert found.relative_half_width == pytest.approx((high - low) / 2 / math.sqrt(found.square))
     assert not found.converged
-    json.dumps(found.record(), allow_nan=False)
+    json.dumps(asdict(found), allow_nan=False)
 
 
 def test_every_part_is_exact_where_no_two_weights_meet():
@@ -169,9 +170,9 @@ def test_images_in_parts_give_the_same(images, reduction, monkeypatch):
         return split(self, directions)
 
     monkeypatch.setattr(_Problem, "parts", parts)
-    whole = hessian_diagonal_norm(model, loss, x, y, max_probes=64, dtype=torch.float64).record()
+    whole = asdict(hessian_diagonal_norm(model, loss, x, y, max_probes=64, dtype=torch.float64))
     monkeypatch.setattr(module, "_LAYER_ELEMENTS", 2 * 32 * (4 * 48 + 2 * 48 + 4))  # layers of two images, 32 probes
-    parted = hessian_diagonal_norm(model, loss, x, y, max_probes=64, dtype=torch.float64).record()
+    parted = asdict(hessian_diagonal_norm(model, loss, x, y, max_probes=64, dtype=torch.float64))
     assert counted == [1, 3]
     assert json.dumps(parted) != json.dumps(whole)  # summed in another order
     assert parted.pop("by_parameter") == pytest.approx(whole.pop("by_parameter"), rel=1e-10)

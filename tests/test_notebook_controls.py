@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy
-from synthetic import estimate, harmed_runs, longer_runs, other_runs
+from synthetic import estimate, fill, harmed_runs, longer_runs, other_runs
 from test_notebook_figures import numbers, outputs
 
 from rctaf import controls
@@ -27,6 +27,7 @@ FOLDER = ROOT / "grids" / "digits" / "controls"
 GRIDS = {path.stem: Grid.load(path) for path in sorted(FOLDER.glob("*.yaml"))}
 EQUAL = Grid.load(ROOT / "grids" / "digits" / "figure_3.yaml")
 HARM = Grid.load(ROOT / "grids" / "fashion" / "controls" / "harm.yaml")
+HARM_ATTACKED = Grid.load(ROOT / "grids" / "fashion" / "controls" / "harm_autoattack.yaml")
 VALUE = "screening_accuracy"
 
 
@@ -566,6 +567,7 @@ def test_page_reads_the_records_back(store):
     for grid in (*GRIDS.values(), EQUAL):
         for made in records(grid):
             write(made)
+    fill(HARM_ATTACKED, peak=1.0, hessian_least=1.0)
     out = store / "out.ipynb"
     execute_notebook(PAGE, out)
     assert stderr(out) == []
@@ -585,7 +587,12 @@ def test_page_reads_the_records_back(store):
     assert others[:2] == others[5:7] == ["not supported"] * 2  # ELU and GELU, as robust at every curvature
     assert others[7:] == ["not testable"] * 6
     drawn = outputs(out, "application/vnd.plotly.v1+json")
-    assert len(drawn) == 2 + 2 + 1 + 3 + 2 + 3 + 3
+    assert len(drawn) == 2 + 2 + 1 + 3 + 2 + 3 + 3 + 1
+    # of 500 images FAB takes one, and then Square one
+    told_of_attacks = [text for text in outputs(out, "text/markdown") if text.startswith("In 10 runs of RCT-AF")]
+    assert len(told_of_attacks) == 1
+    assert "FAB takes another 0.20 points" in told_of_attacks[0]
+    assert "0.20 at 1 and 0.20 at 7" in told_of_attacks[0]
     # every mean of the first figure against a loop over the files
     docs = [json.loads(r.path.read_text()) for r in find(GRIDS["gain"].cells())]
     traces = {trace["name"]: trace for trace in drawn[0]["data"]}

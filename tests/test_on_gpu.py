@@ -9,6 +9,7 @@ from test_training import Killed, config, kill_in_epoch, run, same
 from torch import nn
 
 from rctaf import data, evaluation
+from rctaf.attacks import pgd20
 from rctaf.models import from_config
 from rctaf.models.frozen import Frozen
 from rctaf.training import loop, train
@@ -79,7 +80,7 @@ def test_autoattack_leaves_no_more_than_pgd(digits):
     assert left == sorted(left, reverse=True)
     again = evaluation.autoattack(model, x, y, 0.1, "standard", batch_size=40)
     assert again["mask"] == found["mask"]
-    correct, n = evaluation.pgd_accuracy(model, x, y, 0.1, steps=20, seed=0)
+    correct, n = evaluation.accuracy(model, pgd20(model, x, y, 0.1), y)
     assert n == found["n"]
     assert found["robust"] <= correct + 1  # APGD need not find what PGD finds, but nearly always does
 

@@ -137,6 +137,9 @@ def test_what_the_last_attacks_take():
     # FAB 2 of 500 images; Square 1, and 6 at one of the five curvatures
     assert numbers(said) == [50, 0.4, 0.4, 0.4, 1.2, 0.2, 10, 1.2, 10]
     assert said.startswith("In 50 runs of RCT-AF")
+    few = [r for r in made if r.config.curvature in (CURVATURES[0], CURVATURES[-1])]
+    said = remarks.last_attacks(few)
+    assert numbers(said)[-4:] == [0.2, CURVATURES[0], 1.2, CURVATURES[-1]]
     screened = fill(grid(), peak=1.0, hessian_least=1.0)
     assert remarks.last_attacks(screened).startswith("No record holds")
 

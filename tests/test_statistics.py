@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from scipy import interpolate, optimize, stats
 
-from rctaf import statistics
 from rctaf.statistics import (
     Estimate,
     cell_means,
     changes_beyond,
+    common,
     critical_difference,
     falls,
     holm,
@@ -125,7 +125,7 @@ def test_percentiles_are_widened_as_published():
     """The normal tails beyond t sqrt(n / (n - 1)), with t from a table: on 4 and 9 degrees of freedom."""
     for n, level, t in ((5, 0.05, 2.7764), (10, 0.05, 2.2622), (5, 0.01, 4.6041)):
         tail = stats.norm.cdf(-t * (n / (n - 1)) ** 0.5)
-        assert statistics._tails(n, level) == pytest.approx((tail, 1 - tail), rel=1e-3)
+        assert common.tails(n, level) == pytest.approx((tail, 1 - tail), rel=1e-3)
 
 
 def test_the_interval_of_the_optimum_covers_it_and_is_not_absurdly_wide():
@@ -140,7 +140,7 @@ def test_the_interval_of_the_optimum_covers_it_and_is_not_absurdly_wide():
 @pytest.mark.parametrize("noise", [0.5, 1.5])
 def test_how_many_seeds_the_interval_of_an_optimum_takes(monkeypatch, seeds, noise, enough):
     """Three seeds have ten different resamples, and their range misses the truth far too often."""
-    monkeypatch.setattr(statistics, "_RESAMPLES", 200)
+    monkeypatch.setattr(common, "_RESAMPLES", 200)
     rng = np.random.default_rng(seeds)
     found = [optimum(experiment(lambda b, c: hill(c), rng, seeds=seeds, run_sd=noise), "value") for _ in range(120)]
     covered = np.mean([e.curvature.low <= 2.0 <= e.curvature.high for e in found])
@@ -475,7 +475,7 @@ def test_the_interval_of_a_correlation_covers_the_one_of_the_true_means():
 @pytest.mark.parametrize(("seeds", "enough"), [(3, False), (BOOTSTRAP_SEEDS, True), (10, True)])
 def test_how_many_seeds_the_interval_of_a_correlation_takes(monkeypatch, seeds, enough):
     """One quantity depends on the curvature and the other does not: the interval should leave 0 out 5 times in 100."""
-    monkeypatch.setattr(statistics, "_RESAMPLES", 200)
+    monkeypatch.setattr(common, "_RESAMPLES", 200)
     rng = np.random.default_rng(seeds)
     wrong = []
     for _ in range(80):

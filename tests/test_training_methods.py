@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from rctaf.attacks import cross_entropy, divergence_from, pgd
 from rctaf.config import RunConfig
 from rctaf.models import SplitBatchNorm2d, make_model
 from rctaf.models.norm import eval_mode
-from rctaf.training.attacks import cross_entropy, divergence_from, pgd
 from rctaf.training.batchnorm import NormStatistics
 from rctaf.training.methods import View, make_method
 from rctaf.training.schedules import Budget

@@ -1,6 +1,6 @@
 """What is measured on a trained model: accuracies, AutoAttack, the Hessian's diagonal, effective curvature."""
 
-from rctaf.evaluation.accuracy import accuracy, mean_loss, pgd_accuracy
+from rctaf.evaluation.accuracy import accuracy, mean_loss
 from rctaf.evaluation.autoattack import autoattack, robustbench_entry, unpack_mask
 from rctaf.evaluation.effective_curvature import LayerCurvature, effective_curvature
 from rctaf.evaluation.hessian import HessianEstimate, hessian_diagonal_norm
@@ -13,7 +13,6 @@ __all__ = [
     "effective_curvature",
     "hessian_diagonal_norm",
     "mean_loss",
-    "pgd_accuracy",
     "robustbench_entry",
     "unpack_mask",
 ]

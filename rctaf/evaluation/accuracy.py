@@ -1,8 +1,6 @@
-"""Counts of correct predictions, on clean images and under a quick PGD attack."""
+"""Counts of correct predictions and the mean loss, of clean or attacked images."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,34 +43,3 @@ def mean_loss(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> 
         parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
         total = sum(F.cross_entropy(model(a), b, reduction="sum").double() for a, b in parts)
     return float(total) / len(x)
-
-
-@repeatable()
-def pgd_accuracy(
-    model: nn.Module, x: Tensor, y: Tensor, epsilon: float, steps: int = 20, *, seed: int = 0, batch_size: int = 500
-) -> tuple[int, int]:
-    """Correct predictions after PGD in the l-infinity ball, and how many images there are.
-
-    A quick figure: the attack maximises the cross-entropy from one random start with steps of
-    epsilon / 4, so a model can pass it and still fall to AutoAttack. It is never called robust accuracy.
-
-    Args:
-        model: maps images [N, ...] in [0, 1] to logits [N, C].
-        x: images [N, ...]; y: labels [N].
-        epsilon: radius in the units of ``x``.
-        steps: gradient steps.
-        seed: of the random start.
-        batch_size: images attacked at once.
-
-    Raises:
-        ValueError: images and labels differ in number.
-    """
-    from rctaf.training.attacks import cross_entropy, pgd  # here: evaluation alone needs no training code
-
-    if len(x) != len(y):
-        raise ValueError(f"{len(x)} images and {len(y)} labels: expected as many of each")
-    attack: dict[str, Any] = {"epsilon": epsilon, "steps": steps, "step_size": epsilon / 4, "start": "uniform"}
-    attack["generator"] = torch.Generator(x.device).manual_seed(seed)
-    parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
-    correct = sum(accuracy(model, pgd(model, a, cross_entropy(b), **attack), b)[0] for a, b in parts)
-    return correct, len(x)

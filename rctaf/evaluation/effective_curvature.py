@@ -24,13 +24,14 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rctaf.activations import ACTIVATION_MODULES, RCTAF
+from rctaf.arithmetic import repeatable
 from rctaf.family import curvature
 from rctaf.models.norm import eval_mode
 
@@ -55,10 +56,6 @@ class LayerCurvature:
     curvature_std: float | None
     gain_kappa: list[float] | None
 
-    def record(self) -> dict[str, Any]:
-        """The layer as plain JSON values."""
-        return asdict(self)
-
 
 @dataclass
 class _Sums:
@@ -72,6 +69,7 @@ class _Sums:
         return math.sqrt(max(0.0, self.squares / self.count - mean * mean))
 
 
+@repeatable()
 def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> list[LayerCurvature]:
     """Measure every activation layer of a model on images, in eval mode, in the order in which they are used.
 

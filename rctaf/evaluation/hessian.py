@@ -36,7 +36,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -99,10 +99,6 @@ class HessianEstimate:
     scale_free_probes: int
     frobenius_square: float
     by_parameter: dict[str, float]
-
-    def record(self) -> dict[str, Any]:
-        """The estimate as plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 class _Problem:

@@ -1,7 +1,6 @@
 """Standard and adversarial training: ``train(model, dataset, config)``."""
 
-from rctaf.training.attacks import pgd
 from rctaf.training.loop import Diverged, epochs_done, train
 from rctaf.training.methods import Method, make_method
 
-__all__ = ["Diverged", "Method", "epochs_done", "make_method", "pgd", "train"]
+__all__ = ["Diverged", "Method", "epochs_done", "make_method", "train"]

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rctaf.attacks import cross_entropy, divergence_from, logits_of, natural_logits, pgd
 from rctaf.config import RunConfig
 from rctaf.models import select_norm
-from rctaf.training.attacks import cross_entropy, divergence_from, logits_of, natural_logits, pgd
 from rctaf.training.batchnorm import NormStatistics
 from rctaf.training.schedules import Budget
 
