@@ -35,13 +35,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from rctaf import RCTAF, _native, alpha_for_curvature, replace_activations
+from rctaf import RCTAF, _native, alpha_for_curvature, attacks, replace_activations
 from rctaf.arithmetic import deterministic, no_tf32, repeatable
 from rctaf.config import RunConfig
 from rctaf.data import Dataset, load
 from rctaf.models import from_config
 from rctaf.models.norm import eval_mode
-from rctaf.training import attacks, methods
+from rctaf.training import methods
 from rctaf.training.loop import _Run
 
 
