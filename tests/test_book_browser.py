@@ -155,6 +155,9 @@ def check_complete(tab: Page, page: str) -> None:
     drawn = ".scatterlayer .trace path, .barlayer path, .heatmaplayer image, .table"
     for plot in plots:
         assert plot.locator(drawn).count() > 0, "a plot without a drawn trace"
+        assert (
+            plot.locator(".modebar-btn[data-title*=Share]").count() == 0
+        )  # it would send the figure to Plotly's cloud
 
 
 # titles, legends, names of axes and tool bars that reach out of their figure, or into each other
