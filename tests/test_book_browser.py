@@ -317,6 +317,30 @@ def test_a_point_leads_to_its_records(scheme, http, html, chromium):
             assert record["id"] == run_id
 
 
+def test_a_double_click_on_a_point_zooms_out_and_stays(http, chromium):
+    with opened(chromium, http, "notebooks/figures/figure_3") as tab:
+        plot = tab.locator(".js-plotly-plot").first
+        plot.scroll_into_view_if_needed()
+        shown = "p => p._fullLayout.yaxis.range"
+        whole = plot.evaluate(shown)
+        box = plot.bounding_box()
+        tab.mouse.move(box["x"] + 100, box["y"] + 120)
+        tab.mouse.down()
+        tab.mouse.move(box["x"] + 500, box["y"] + 250, steps=5)
+        tab.mouse.up()
+        tab.wait_for_function(
+            "([p, whole]) => p._fullLayout.yaxis.range[0] > whole[0]", arg=[plot.element_handle(), whole]
+        )
+        inside = """p => [...p._fullData[0].y.keys()].find(i => {
+          const at = axis => axis.d2p(p._fullData[0][axis._id][i]), {xaxis, yaxis} = p._fullLayout;
+          return [xaxis, yaxis].every(axis => at(axis) > 5 && at(axis) < axis._length - 5);
+        })"""
+        tab.mouse.dblclick(*tab.evaluate(AT, [plot.element_handle(), 0, plot.evaluate(inside)]))
+        tab.wait_for_timeout(1000)
+        assert tab.url.endswith("figure_3.html")
+        assert plot.evaluate(shown) == pytest.approx(whole)
+
+
 def test_one_record_is_scrolled_to(http, chromium):
     """Its id is that of its row, to which the browser jumps by itself, past the headings."""
     run_id = sorted(path.stem for path in (HTML / "records").glob("*.json"))[-1]
