@@ -190,6 +190,18 @@ BROKEN = """() => {
 }"""
 
 
+# the short formulas within a line that the stop or bracket after them does not stand beside
+PARTED = """() => [...document.querySelectorAll('.bd-article span.math')].filter(math => {
+  const parts = [...math.querySelectorAll('.katex-base')], after = math.nextSibling;
+  const short = parts.length === 1 || parts.length > 1 && parts.map(part => part.textContent).join('').length < 10;
+  if (!short || !/^[.,;:)\\]]/.test(after?.data ?? '')) return false;
+  const range = document.createRange();
+  range.setStart(after, 0);
+  range.setEnd(after, 1);
+  return range.getBoundingClientRect().left < parts.at(-1).getBoundingClientRect().right - 5;
+}).map(math => math.textContent)"""
+
+
 def serious_violations(tab: Page) -> list[str]:
     """What axe finds, serious or critical, on the whole page, the theme's own parts included.
 
@@ -218,6 +230,7 @@ def test_page_over_http(page, http, chromium):
         assert tab.evaluate("document.documentElement.scrollWidth") <= 400
         assert tab.evaluate(CUT_OFF) == []
         assert tab.evaluate(BROKEN) == []
+        assert tab.evaluate(PARTED) == []
 
 
 @pytest.mark.parametrize("page", PAGES)
