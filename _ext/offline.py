@@ -40,4 +40,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     # the text of a formula between brackets is what book/assets/formulas.js reads, as MathJax would
     app.add_html_math_renderer("katex", (html_visit_math, None), (html_visit_displaymath, None))
     app.add_css_file("book.css")
+    app.add_js_file("print.js", loading_method="defer")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -517,6 +517,20 @@ def test_the_numbers_of_a_table_stand_below_its_headings(http, chromium):
         assert set(sides) == {"right"}
 
 
+def test_a_dark_page_is_printed_light(http, chromium):
+    """Its figures too, at once: a browser does not wait when it prints."""
+    with opened(chromium, http, "notebooks/figures/figure_3") as tab:
+        tab.emulate_media(color_scheme="dark")
+        parts = "[document.documentElement, ...document.querySelectorAll('.plotly-graph-div')]"
+        dark = f"() => {parts}.every(part => part.dataset.theme === 'dark')"
+        tab.wait_for_function(dark)
+        note = f"window.printed = {parts}.map(part => part.dataset.theme)"
+        tab.evaluate(f"() => addEventListener('beforeprint', () => {{ {note}; }})")  # the last to hear of it
+        tab.pdf()
+        assert set(tab.evaluate("printed")) == {"light"}
+        tab.wait_for_function(dark)
+
+
 def test_index_opens_the_first_page(http, chromium):
     tab = chromium.new_page()
     tab.goto(f"{http}/index.html")
