@@ -57,7 +57,9 @@ class _BookRenderer(MimetypeRenderer):
     """A figure as data in plain HTML, which book/assets/plots.js draws: no address outside the book."""
 
     def to_mimebundle(self, fig_dict: dict) -> dict[str, str]:
-        figure = fig_dict | {"config": {"displaylogo": False}}
+        # Plotly's own tool bar would offer to send the figure to its company, and to choose points for nothing
+        config = {"displaylogo": False, "showSendToCloud": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+        figure = fig_dict | {"config": config}
         data = to_json_plotly(figure).replace("</", "<\\/")  # nothing inside may end the script element
         height = fig_dict["layout"].get("height", 420)
         return {

@@ -155,6 +155,9 @@ def check_complete(tab: Page, page: str) -> None:
     drawn = ".scatterlayer .trace path, .barlayer path, .heatmaplayer image, .table"
     for plot in plots:
         assert plot.locator(drawn).count() > 0, "a plot without a drawn trace"
+        assert (
+            plot.locator(".modebar-btn[data-title*=Share]").count() == 0
+        )  # it would send the figure to Plotly's cloud
 
 
 # titles, legends, names of axes and tool bars that reach out of their figure, or into each other
@@ -187,6 +190,18 @@ BROKEN = """() => {
 }"""
 
 
+# the short formulas within a line that the stop or bracket after them does not stand beside
+PARTED = """() => [...document.querySelectorAll('.bd-article span.math')].filter(math => {
+  const parts = [...math.querySelectorAll('.katex-base')], after = math.nextSibling;
+  const short = parts.length === 1 || parts.length > 1 && parts.map(part => part.textContent).join('').length < 10;
+  if (!short || !/^[.,;:)\\]]/.test(after?.data ?? '')) return false;
+  const range = document.createRange();
+  range.setStart(after, 0);
+  range.setEnd(after, 1);
+  return range.getBoundingClientRect().left < parts.at(-1).getBoundingClientRect().right - 5;
+}).map(math => math.textContent)"""
+
+
 def serious_violations(tab: Page) -> list[str]:
     """What axe finds, serious or critical, on the whole page, the theme's own parts included.
 
@@ -215,6 +230,7 @@ def test_page_over_http(page, http, chromium):
         assert tab.evaluate("document.documentElement.scrollWidth") <= 400
         assert tab.evaluate(CUT_OFF) == []
         assert tab.evaluate(BROKEN) == []
+        assert tab.evaluate(PARTED) == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -312,6 +328,30 @@ def test_a_point_leads_to_its_records(scheme, http, html, chromium):
             link = tab.locator(f"tr[id='{run_id}'] a").get_attribute("href")
             record = json.loads((HTML / RECORDS).parent.joinpath(link).read_text())
             assert record["id"] == run_id
+
+
+def test_a_double_click_on_a_point_zooms_out_and_stays(http, chromium):
+    with opened(chromium, http, "notebooks/figures/figure_3") as tab:
+        plot = tab.locator(".js-plotly-plot").first
+        plot.scroll_into_view_if_needed()
+        shown = "p => p._fullLayout.yaxis.range"
+        whole = plot.evaluate(shown)
+        box = plot.bounding_box()
+        tab.mouse.move(box["x"] + 100, box["y"] + 120)
+        tab.mouse.down()
+        tab.mouse.move(box["x"] + 500, box["y"] + 250, steps=5)
+        tab.mouse.up()
+        tab.wait_for_function(
+            "([p, whole]) => p._fullLayout.yaxis.range[0] > whole[0]", arg=[plot.element_handle(), whole]
+        )
+        inside = """p => [...p._fullData[0].y.keys()].find(i => {
+          const at = axis => axis.d2p(p._fullData[0][axis._id][i]), {xaxis, yaxis} = p._fullLayout;
+          return [xaxis, yaxis].every(axis => at(axis) > 5 && at(axis) < axis._length - 5);
+        })"""
+        tab.mouse.dblclick(*tab.evaluate(AT, [plot.element_handle(), 0, plot.evaluate(inside)]))
+        tab.wait_for_timeout(1000)
+        assert tab.url.endswith("figure_3.html")
+        assert plot.evaluate(shown) == pytest.approx(whole)
 
 
 def test_one_record_is_scrolled_to(http, chromium):
@@ -418,7 +458,7 @@ def test_the_table_of_records_sorts_and_filters(http, chromium):
             assert found
 
 
-@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("width", [360, 1280])
 def test_the_headings_of_the_records_and_their_filter_stay_in_view(width, http, chromium):
     with opened(chromium, http, RECORDS) as tab:
         tab.set_viewport_size({"width": width, "height": 800})
@@ -429,12 +469,16 @@ def test_the_headings_of_the_records_and_their_filter_stay_in_view(width, http, 
             assert 0 <= box["x"] <= width
             assert 0 <= box["y"] <= 800 - box["height"]
         assert tab.locator(".records-frame").evaluate("e => e.scrollTop") > 1000
+        box = tab.get_by_label("Show rows with").bounding_box()
+        assert box["x"] + box["width"] <= width
 
 
 def test_on_a_desktop_the_results_are_in_view(http, chromium):
-    """Those of Table 1, and clean and robust accuracy in the table of records: nobody need scroll for them."""
-    with opened(chromium, http, "notebooks/figures/table_1") as tab:
-        assert tab.locator("table.measured").evaluate("e => e.parentElement.scrollWidth <= e.parentElement.clientWidth")
+    """Those of Tables 1 and 2, and clean and robust accuracy in the table of records: nobody need scroll for them."""
+    for page in ("table_1", "table_2"):
+        with opened(chromium, http, f"notebooks/figures/{page}") as tab:
+            for table in tab.locator(".output > table.table").all():
+                assert table.evaluate("e => e.parentElement.scrollWidth <= e.parentElement.clientWidth")
     with opened(chromium, http, RECORDS) as tab:
         frame = tab.locator(".records-frame").bounding_box()
         for name in ("clean %", "APGD-CE + APGD-T %", "AutoAttack %"):
@@ -463,6 +507,38 @@ def test_on_a_phone_the_first_column_of_a_table_stays(table, http, chromium):
         assert cell.bounding_box()["x"] == pytest.approx(before["x"], abs=1)
         end = shown.locator("tbody tr").first.locator("td").last.bounding_box()
         assert end["x"] + end["width"] <= 400
+
+
+def test_the_numbers_of_a_table_stand_below_its_headings(http, chromium):
+    with opened(chromium, http, "notebooks/explore") as tab:
+        sides = tab.evaluate("""() => [...document.querySelectorAll('table.dataframe :is(td, th)')]
+          .map(cell => getComputedStyle(cell).textAlign)""")
+        assert sides
+        assert set(sides) == {"right"}
+
+
+def test_a_dark_page_is_printed_light(http, chromium):
+    """Its figures too, at once: a browser does not wait when it prints."""
+    with opened(chromium, http, "notebooks/figures/figure_3") as tab:
+        tab.emulate_media(color_scheme="dark")
+        parts = "[document.documentElement, ...document.querySelectorAll('.plotly-graph-div')]"
+        dark = f"() => {parts}.every(part => part.dataset.theme === 'dark')"
+        tab.wait_for_function(dark)
+        note = f"window.printed = {parts}.map(part => part.dataset.theme)"
+        tab.evaluate(f"() => addEventListener('beforeprint', () => {{ {note}; }})")  # the last to hear of it
+        tab.pdf()
+        assert set(tab.evaluate("printed")) == {"light"}
+        tab.wait_for_function(dark)
+
+
+def test_a_page_says_what_is_missing_without_scripts(html, browsers):
+    browser, path = browsers
+    started = browser.launch(executable_path=path, headless=True, args=ARGUMENTS)
+    tab = started.new_context(java_script_enabled=False).new_page()
+    for page in ("notebooks/explore", "notebooks/figures/figure_4"):
+        tab.goto(f"{html.as_uri()}/{page}.html")
+        assert tab.get_by_text("JavaScript, which draws the figures").is_visible()
+    started.close()
 
 
 def test_index_opens_the_first_page(http, chromium):

@@ -61,6 +61,7 @@
     own.margin = { ...own.margin, t: (title.length ? 63 : 44) + 17 * title.length, l: 50, r: 10 };
     return own;
   };
+  const DOUBLE_CLICK = 300; // milliseconds, as Plotly has it
   const figures = new Map(); // element -> what the file holds
   const state = (plot) => `${theme()} ${plot.clientWidth}`; // what a figure is drawn for
   const show = async (plot) => {
@@ -83,18 +84,22 @@
   const openRecords = (plot) => {
     let touch = false;
     let read; // the point whose label a tap has shown
+    let leaving; // after a moment: a double click, which shows the whole figure again, begins with a click
     plot.addEventListener("pointerdown", (event) => (touch = event.pointerType === "touch"), true);
     plot.on("plotly_click", (event) => {
+      clearTimeout(leaving);
       const point = event.points.find((point) => point.customdata);
-      if (!point) return;
+      if (!point || event.event.detail > 1) return;
       const place = `${point.curveNumber} ${point.pointNumber}`;
       if (touch && place !== read) {
         read = place;
         return;
       }
       const root = document.documentElement.dataset.content_root || "./";
-      location.href = `${root}notebooks/figures/records.html#${point.customdata.split(" ").join(",")}`;
+      const records = `${root}notebooks/figures/records.html#${point.customdata.split(" ").join(",")}`;
+      leaving = setTimeout(() => location.assign(records), DOUBLE_CLICK);
     });
+    plot.on("plotly_doubleclick", () => clearTimeout(leaving));
   };
   const inView = (element) => {
     const { top, bottom } = element.getBoundingClientRect();
