@@ -346,3 +346,20 @@ def test_bad_input_is_refused_in_one_line(images):
     model.head.weight.data[:] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         hessian_diagonal_norm(model, F.cross_entropy, x, y)
+
+
+@pytest.mark.parametrize("slopes", [1, 3])
+@pytest.mark.parametrize("number", [4, 6])
+def test_the_slopes_of_a_prelu_are_parameters_like_others(slopes, number, images):
+    # PyTorch's own PReLU fails here, but for as many images as classes, which are 4: there it gives other numbers
+    model = network(lambda: nn.PReLU(slopes)).double()
+    x, y = (part[:number] for part in images)
+    problem = _Problem(model, F.cross_entropy, x, y, torch.float64)
+    found = _gauss_newton_diagonal(problem, problem.logit_derivatives()[2])
+    _, full, gauss_newton = brute_force(model, F.cross_entropy, x, y)
+    torch.testing.assert_close(found, gauss_newton.diagonal(), rtol=1e-10, atol=1e-14)
+    found = hessian_diagonal_norm(
+        model, F.cross_entropy, x, y, relative=1e-9, max_probes=512, dtype=torch.float64, seed=1
+    )
+    exact = full.diagonal().square().sum().item()
+    assert abs(found.square - exact) <= 4 * found.standard_error + 1e-12 * exact

@@ -43,6 +43,7 @@ import torch
 from scipy.special import stdtrit  # of scipy.stats it is the part that loads at once
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.overrides import TorchFunctionMode
 
 from rctaf.arithmetic import repeatable
 from rctaf.models.norm import eval_mode
@@ -101,6 +102,16 @@ class HessianEstimate:
     by_parameter: dict[str, float]
 
 
+class _PReLUWrittenOut(TorchFunctionMode):
+    """PReLU as other operations: PyTorch's backward of it fails under two vmaps, or mixes up images and classes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.prelu:
+            return func(*args, **(kwargs or {}))
+        x, slope = args
+        return torch.where(x > 0, x, x * (slope if slope.numel() == 1 else slope.view(-1, *[1] * (x.ndim - 2))))
+
+
 class _Problem:
     """A model, images and a loss as functions of one flat parameter vector."""
 
@@ -119,7 +130,8 @@ class _Problem:
         named = {
             n: piece.view(shape) for n, shape, piece in zip(self.shapes, self.shapes.values(), pieces, strict=True)
         }
-        return functional_call(self.model, (named, self.buffers), (x,))
+        with _PReLUWrittenOut():
+            return functional_call(self.model, (named, self.buffers), (x,))
 
     def parts(self, directions: int) -> list[slice]:
         """The images in parts small enough to be differentiated in that many directions at once."""
