@@ -346,6 +346,13 @@ def test_bad_input_is_refused_in_one_line(images):
     model.head.weight.data[:] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         hessian_diagonal_norm(model, F.cross_entropy, x, y)
+    with pytest.raises(ValueError, match=r"must be floats as the model takes them, got torch\.uint8"):
+        hessian_diagonal_norm(model, F.cross_entropy, (255 * x).byte(), y)
+    with pytest.raises(ValueError, match="Flatten has no parameters"):
+        hessian_diagonal_norm(nn.Flatten(), F.cross_entropy, x, y)
+    of_batch = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten())
+    with pytest.raises(ValueError, match="batch norm '1' has no running statistics"):
+        hessian_diagonal_norm(of_batch, F.cross_entropy, x, y)
 
 
 @pytest.mark.parametrize("slopes", [1, 3])
@@ -363,3 +370,18 @@ def test_the_slopes_of_a_prelu_are_parameters_like_others(slopes, number, images
     )
     exact = full.diagonal().square().sum().item()
     assert abs(found.square - exact) <= 4 * found.standard_error + 1e-12 * exact
+
+
+def test_what_the_caller_is_in_changes_nothing(images):
+    model = network(lambda: RCTAF(3.0, 1))
+    x, y = images
+
+    def measured(model=model):
+        return hessian_diagonal_norm(model, F.cross_entropy, x, y, max_probes=64).square
+
+    expected = measured()
+    with torch.no_grad():
+        assert measured() == expected
+    with torch.autocast("cpu", torch.bfloat16):
+        assert measured() == expected
+    assert measured(torch.compile(model, backend="eager")) == expected

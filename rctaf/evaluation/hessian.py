@@ -286,13 +286,29 @@ def hessian_diagonal_norm(
         dtype: float32 or float64; the model itself is not changed.
 
     Raises:
-        ValueError: a bad argument, or a loss that is not finite.
+        ValueError: a bad argument, a batch norm without running statistics, or a loss that is not finite.
     """
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"images and labels: {len(x)} and {len(y)} given, expected as many of each, at least one")
     if relative <= 0 or max_probes < 2 * _GROUPS:
         raise ValueError(f"expected relative > 0 and max_probes >= {2 * _GROUPS}, got {relative} and {max_probes}")
-    with eval_mode(model), warnings.catch_warnings():
+    if not x.is_floating_point():
+        raise ValueError(f"images must be floats as the model takes them, got {x.dtype}; see rctaf.data.to_float")
+    if not list(model.parameters()):
+        raise ValueError(f"{type(model).__name__} has no parameters, so there is no Hessian in them")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"batch norm {name!r} has no running statistics, so that every logit depends on the other images; "
+                "expected track_running_stats=True"
+            )
+    with (
+        eval_mode(model),
+        torch.enable_grad(),
+        torch.autocast(x.device.type, enabled=False),
+        torch.compiler.set_stance("force_eager"),  # compiled code has no second derivatives
+        warnings.catch_warnings(),
+    ):
         # torch's own rules for forward mode are still written with the deprecated torch.jit.script
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
         problem = _Problem(model, loss_of_logits, x, y, dtype)
