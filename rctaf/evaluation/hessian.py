@@ -106,10 +106,12 @@ class _PReLUWrittenOut(TorchFunctionMode):
     """PReLU as other operations: PyTorch's backward of it fails under two vmaps, or mixes up images and classes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch.prelu:
-            return func(*args, **(kwargs or {}))
-        x, slope = args
-        return torch.where(x > 0, x, x * (slope if slope.numel() == 1 else slope.view(-1, *[1] * (x.ndim - 2))))
+        return (self._prelu if func in (torch.prelu, Tensor.prelu) else func)(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _prelu(input: Tensor, weight: Tensor) -> Tensor:  # named as PyTorch names them
+        slope = weight if weight.numel() == 1 else weight.view(-1, *[1] * (input.ndim - 2))
+        return torch.where(input > 0, input, slope * input)
 
 
 class _Problem:
