@@ -102,6 +102,21 @@ def pgd(
     return attacked.detach()
 
 
+def check_range(x: Tensor, epsilon: float) -> None:
+    """Refuse images, of which there is at least one, that an attack would clamp to [0, 1], and a radius in other units.
+
+    Raises:
+        ValueError: images or epsilon lie outside [0, 1].
+    """
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"images must lie in [0, 1], these lie in [{low:g}, {high:g}]; let the model itself scale them"
+        )
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"epsilon must lie in [0, 1], in the units of the images (8 / 255, not 8), got {epsilon}")
+
+
 @repeatable()
 def pgd20(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, seed: int = 0, batch_size: int = 500) -> Tensor:
     """Images after PGD-20: 20 steps of epsilon / 4 up the cross-entropy, from one uniform start in the ball.
@@ -119,10 +134,12 @@ def pgd20(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, seed: int =
         The attacked images, shape of ``x``.
 
     Raises:
-        ValueError: images and labels differ in number.
+        ValueError: images and labels differ in number, or images or epsilon lie outside [0, 1].
     """
     if len(x) != len(y):
         raise ValueError(f"{len(x)} images and {len(y)} labels: expected as many of each")
+    if len(x):
+        check_range(x, epsilon)
     generator = torch.Generator(x.device).manual_seed(seed)
     attacked = torch.empty_like(x)
     for a, b, out in zip(x.split(batch_size), y.split(batch_size), attacked.split(batch_size), strict=True):

@@ -135,12 +135,13 @@ def _fashion_mnist(root: str | Path | None) -> tuple[np.ndarray, ...]:
             found = folder()
             if found is None:  # torchvision had the unpacked files and saw no need to fetch the packed ones
                 raise RuntimeError(f"{raw} holds only a part of the four .gz files")
-    parts = [_read_idx(found / name) for name in names]
-    for x, y in (parts[:2], parts[2:]):
+    parts = []
+    for pair in _IDX.values():
+        x, y = (_read_idx(found / name) for name in pair)
         if x.ndim != 3 or y.ndim != 1 or len(x) != len(y):
-            raise RuntimeError(
-                f"{found}: images {x.shape} and labels {y.shape} do not belong together; {_remedy(found)}"
-            )
+            files = " and ".join(str(found / name) for name in pair)  # never the folder, which may hold other data
+            raise RuntimeError(f"{files}: {x.shape} and {y.shape} do not belong together; {_remedy(files)}")
+        parts += [x, y]
     return parts[0][:, None], parts[1], parts[2][:, None], parts[3]
 
 
@@ -158,8 +159,8 @@ def _read_idx(path: Path) -> np.ndarray:
         raise RuntimeError(f"{path} is damaged ({error}); {_remedy(path)}") from None
 
 
-def _remedy(path: Path) -> str:
-    return f"delete {path} and load again, which downloads it, or install Debian's dataset-fashion-mnist"
+def _remedy(files: Path | str) -> str:
+    return f"delete {files} and load again, which downloads what is missing, or install Debian's dataset-fashion-mnist"
 
 
 def _cifar(name: str, root: str | Path | None) -> tuple[np.ndarray, ...]:

@@ -226,3 +226,12 @@ def test_pgd20_refuses_unequal_numbers(model, images):
     x, y = images
     with pytest.raises(ValueError, match="40 images and 39 labels"):
         pgd20(model, x, y[:-1], 0.1)
+
+
+def test_pgd20_refuses_images_and_radii_in_other_units(model, images):
+    x, y = images
+    with pytest.raises(ValueError, match=r"these lie in \[-?\d"):
+        pgd20(model, 2 * x - 1, y, 0.1)  # it would clamp them, and so move them further than 0.1
+    for epsilon in (8, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=r"epsilon must lie in \[0, 1\]"):
+            pgd20(model, x, y, epsilon)

@@ -42,3 +42,10 @@ def test_unequal_numbers_are_refused(model, images):
         mean_loss(model, x, y[:-1])
     with pytest.raises(ValueError, match="0 images and 0 labels"):
         mean_loss(model, x[:0], y[:0])
+
+
+def test_labels_in_a_column_are_refused(model, images):
+    # they would be compared with the predictions of all images: more of them right than there are images
+    x, y = images
+    with pytest.raises(ValueError, match=r"vector \[40\] of class numbers, got \[40, 1\]"):
+        accuracy(model, x, y[:, None])

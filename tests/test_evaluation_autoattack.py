@@ -368,6 +368,12 @@ def test_nine_classes_try_eight_targets_and_say_so(problem, calls):
     assert targets == {"APGDAttack_targeted": 8, "FABAttack_PT": 8}
 
 
+def test_images_that_carry_gradients_are_attacked_like_others(problem):
+    model, x, y = problem
+    expected = autoattack(model, x, y, 0.1, "screening")
+    assert autoattack(model, x.clone().requires_grad_(), y, 0.1, "screening")["mask"] == expected["mask"]
+
+
 def test_bad_input_is_refused_in_one_line(problem):
     model, x, y = problem
     with pytest.raises(ValueError, match="at least 4 classes"):
@@ -380,6 +386,11 @@ def test_bad_input_is_refused_in_one_line(problem):
         autoattack(model, x.clamp(0, 1).sub(0.1).clamp(max=0.9), y, 0.1)
     with pytest.raises(ValueError, match="40 and 39 given"):
         autoattack(model, x, y[:-1], 0.1)
+    with pytest.raises(ValueError, match=r"vector \[40\] of class numbers, got \[40, 1\]"):
+        autoattack(model, x, y[:, None], 0.1)  # compared with all predictions: more correct than there are images
+    for epsilon in (8, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=r"epsilon must lie in \[0, 1\]"):
+            autoattack(model, x, y, epsilon)
     broken = small_model()
     broken[0].weight.data[:] = float("nan")
     with pytest.raises(ValueError, match="not finite"):

@@ -175,3 +175,25 @@ def test_nothing_to_measure_is_said(images):
 
     with pytest.raises(ValueError, match="no activation module"):
         effective_curvature(Called(), images)
+
+
+def test_a_diverged_network_is_no_network_without_curvature(images):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), RCTAF(3.0, 1)).double()
+    for broken in (float("nan"), float("inf")):
+        model[0].bias.data[1] = broken
+        with pytest.raises(ValueError, match="into activation '1' is not finite: has the training diverged"):
+            effective_curvature(model, images)
+
+
+def test_an_activation_that_is_called_by_keyword(images):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act, self.relu = RCTAF(3.0, 1), nn.ReLU()
+
+        def forward(self, x):
+            return self.relu(input=self.act(x=x))
+
+    first, second = effective_curvature(Net(), images)
+    assert first.std == pytest.approx(images.double().std(correction=0).item())
+    assert second.name == "relu"

@@ -185,6 +185,8 @@ def test_half_precision_where_the_caller_asks_for_it():
 def test_what_cannot_be_frozen_says_why():
     x = torch.rand(2, 1, 8, 8)
     conv = nn.Conv2d(1, 2, 3)
+    of_batch = nn.BatchNorm2d(2)
+    of_batch.running_mean = of_batch.running_var = None  # how some make it use each batch's own
 
     class Branching(nn.Module):
         def forward(self, x):
@@ -248,6 +250,7 @@ def test_what_cannot_be_frozen_says_why():
         (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")), "holds a Conv2d"),
         (nn.Sequential(conv, Branching()), "cannot be traced"),
         (nn.Sequential(conv, nn.BatchNorm2d(2, track_running_stats=False)), "holds a BatchNorm2d"),
+        (nn.Sequential(conv, of_batch), "holds a BatchNorm2d"),
         (nn.Sequential(nn.BatchNorm2d(1, affine=False)), "holds a BatchNorm2d"),
     ]:
         with pytest.raises(Unsupported, match=message):

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from rctaf.arithmetic import repeatable
+from rctaf.attacks import check_range
 from rctaf.models.frozen import Frozen, Unsupported
 from rctaf.records import Record, write_text
 
@@ -116,16 +117,17 @@ def autoattack(
         the package's checks, ``seconds``.
 
     Raises:
-        ValueError: unknown version, no images, images outside [0, 1], fewer than four classes, or logits not finite.
+        ValueError: unknown version, no images, images or epsilon outside [0, 1], labels that are no vector, fewer than
+            four classes, or logits not finite.
     """
     if version not in ATTACKS:
         raise ValueError(f"version must be one of {', '.join(ATTACKS)}, got {version!r}")
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"images and labels: {len(x)} and {len(y)} given, expected as many of each, at least one")
-    x = x.float()
-    low, high = float(x.min()), float(x.max())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"images must lie in [0, 1], these lie in [{low:g}, {high:g}]")
+    if y.ndim != 1:  # [N, 1] would be compared with the predictions of all images
+        raise ValueError(f"labels must be a vector [{len(x)}] of class numbers, got {list(y.shape)}")
+    x = x.detach().float()
+    check_range(x, epsilon)
     # a copy without parameter gradients: FAB would compute and add them up at every step
     model = copy.deepcopy(model).float().eval().requires_grad_(False)
     devices = [x.device] if x.is_cuda else []

@@ -79,7 +79,7 @@ def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> l
         batch_size: images per forward pass.
 
     Raises:
-        ValueError: no images, or no activation was met.
+        ValueError: no images, no activation was met, or pre-activations are not finite.
     """
     if len(x) == 0:
         raise ValueError("no images given, expected at least one")
@@ -92,8 +92,8 @@ def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> l
         nonlocal last_norm
         last_norm = (output, module)
 
-    def before_activation(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        z = inputs[0]
+    def before_activation(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        (z,) = (*inputs, *named.values())  # act(z), or act(input=z)
         entry = sums.setdefault(module, _Sums())
         wide = z.detach().double()
         entry.count += wide.numel()
@@ -106,7 +106,7 @@ def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> l
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             hooks.append(module.register_forward_hook(after_norm))
         elif isinstance(module, ACTIVATION_MODULES):
-            hooks.append(module.register_forward_pre_hook(before_activation))
+            hooks.append(module.register_forward_pre_hook(before_activation, with_kwargs=True))
     try:
         with eval_mode(model), torch.no_grad():
             for part in x.split(batch_size):
@@ -120,6 +120,8 @@ def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> l
 
 
 def _layer(name: str, module: nn.Module, entry: _Sums) -> LayerCurvature:
+    if not math.isfinite(entry.squares):  # the largest of nothing and NaN would be a deviation of 0
+        raise ValueError(f"what comes into activation {name!r} is not finite: has the training diverged?")
     std, alpha = entry.std(), module.alpha if isinstance(module, RCTAF) else None
     bound = curvature(module.alpha, module.beta) if isinstance(module, RCTAF) else _measured_curvature(module)
     gain = getattr(entry.norm, "weight", None)

@@ -43,6 +43,7 @@ import torch
 from scipy.special import stdtrit  # of scipy.stats it is the part that loads at once
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.overrides import TorchFunctionMode
 
 from rctaf.arithmetic import repeatable
 from rctaf.models.norm import eval_mode
@@ -101,6 +102,18 @@ class HessianEstimate:
     by_parameter: dict[str, float]
 
 
+class _PReLUWrittenOut(TorchFunctionMode):
+    """PReLU as other operations: PyTorch's backward of it fails under two vmaps, or mixes up images and classes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (self._prelu if func in (torch.prelu, Tensor.prelu) else func)(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _prelu(input: Tensor, weight: Tensor) -> Tensor:  # named as PyTorch names them
+        slope = weight if weight.numel() == 1 else weight.view(-1, *[1] * (input.ndim - 2))
+        return torch.where(input > 0, input, slope * input)
+
+
 class _Problem:
     """A model, images and a loss as functions of one flat parameter vector."""
 
@@ -119,7 +132,8 @@ class _Problem:
         named = {
             n: piece.view(shape) for n, shape, piece in zip(self.shapes, self.shapes.values(), pieces, strict=True)
         }
-        return functional_call(self.model, (named, self.buffers), (x,))
+        with _PReLUWrittenOut():
+            return functional_call(self.model, (named, self.buffers), (x,))
 
     def parts(self, directions: int) -> list[slice]:
         """The images in parts small enough to be differentiated in that many directions at once."""
@@ -274,13 +288,29 @@ def hessian_diagonal_norm(
         dtype: float32 or float64; the model itself is not changed.
 
     Raises:
-        ValueError: a bad argument, or a loss that is not finite.
+        ValueError: a bad argument, a batch norm without running statistics, or a loss that is not finite.
     """
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"images and labels: {len(x)} and {len(y)} given, expected as many of each, at least one")
     if relative <= 0 or max_probes < 2 * _GROUPS:
         raise ValueError(f"expected relative > 0 and max_probes >= {2 * _GROUPS}, got {relative} and {max_probes}")
-    with eval_mode(model), warnings.catch_warnings():
+    if not x.is_floating_point():
+        raise ValueError(f"images must be floats as the model takes them, got {x.dtype}; see rctaf.data.to_float")
+    if not list(model.parameters()):
+        raise ValueError(f"{type(model).__name__} has no parameters, so there is no Hessian in them")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"batch norm {name!r} has no running statistics, so that every logit depends on the other images; "
+                "expected track_running_stats=True"
+            )
+    with (
+        eval_mode(model),
+        torch.enable_grad(),
+        torch.autocast(x.device.type, enabled=False),
+        torch.compiler.set_stance("force_eager"),  # compiled code has no second derivatives
+        warnings.catch_warnings(),
+    ):
         # torch's own rules for forward mode are still written with the deprecated torch.jit.script
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
         problem = _Problem(model, loss_of_logits, x, y, dtype)

@@ -206,7 +206,7 @@ def _can_freeze(module: nn.Module) -> bool:
     if type(module) is nn.Conv2d:
         return module.padding_mode == "zeros"
     if type(module) in _NORMS:
-        return _in_use(module).track_running_stats and _in_use(module).affine
+        return _in_use(module).running_mean is not None and _in_use(module).affine
     return type(module) in _SAME_IN_BOTH_MODES
 
 
