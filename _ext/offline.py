@@ -3,6 +3,10 @@
 from sphinx.application import Sphinx
 from sphinx.ext.mathjax import html_visit_displaymath, html_visit_math
 
+WITHOUT_SCRIPTS = """<noscript><p><em>JavaScript, which draws the figures, formulas and sliders of this page, is off:
+formulas stand as they were written, in TeX; the numbers of a figure of measurements are in the table
+below it.</em></p></noscript>"""
+
 
 def page_assets(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object) -> None:
     """Add Plotly, RequireJS and the widget manager to the pages that need them."""
@@ -11,6 +15,8 @@ def page_assets(app: Sphinx, pagename: str, templatename: str, context: dict, do
     def script(name: str, priority: int) -> None:
         app.add_js_file(name, priority=priority, loading_method="defer")  # the text is painted first; order is kept
 
+    if any(drawn in body for drawn in ("plotly-graph-div", 'class="math', "jupyter.widget-view")):
+        context["body"] = WITHOUT_SCRIPTS + body
     widgets = "application/vnd.jupyter.widget-view+json" in body
     if "plotly-graph-div" in body:
         if widgets:

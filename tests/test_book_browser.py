@@ -531,6 +531,16 @@ def test_a_dark_page_is_printed_light(http, chromium):
         tab.wait_for_function(dark)
 
 
+def test_a_page_says_what_is_missing_without_scripts(html, browsers):
+    browser, path = browsers
+    started = browser.launch(executable_path=path, headless=True, args=ARGUMENTS)
+    tab = started.new_context(java_script_enabled=False).new_page()
+    for page in ("notebooks/explore", "notebooks/figures/figure_4"):
+        tab.goto(f"{html.as_uri()}/{page}.html")
+        assert tab.locator("noscript p").is_visible()
+    started.close()
+
+
 def test_index_opens_the_first_page(http, chromium):
     tab = chromium.new_page()
     tab.goto(f"{http}/index.html")
