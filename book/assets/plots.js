@@ -44,6 +44,8 @@
   // The layout of a figure this wide. How high its legend is can be told only when it is drawn: see `show`.
   const laidOut = (layout, width) => {
     const own = { ...structuredClone(layout), width, template: themed(layout.template), uirevision: true };
+    // a finger that moves over a figure scrolls the page; the tool bar still has the zoom
+    if (matchMedia("(hover: none)").matches) own.dragmode = false;
     if (legendBelow(layout, width)) {
       own.height = room(layout, LEGEND).height;
       own.margin = { ...own.margin, b: room(layout, LEGEND)["margin.b"] };
@@ -84,14 +86,19 @@
   const openRecords = (plot) => {
     let touch = false;
     let read; // the point whose label a tap has shown
+    let before; // the same when this tap began: Plotly may make two clicks of one
     let leaving; // after a moment: a double click, which shows the whole figure again, begins with a click
-    plot.addEventListener("pointerdown", (event) => (touch = event.pointerType === "touch"), true);
+    const begin = (event) => {
+      touch = event.pointerType === "touch";
+      before = read;
+    };
+    plot.addEventListener("pointerdown", begin, true);
     plot.on("plotly_click", (event) => {
       clearTimeout(leaving);
       const point = event.points.find((point) => point.customdata);
       if (!point || event.event.detail > 1) return;
       const place = `${point.curveNumber} ${point.pointNumber}`;
-      if (touch && place !== read) {
+      if (touch && place !== before) {
         read = place;
         return;
       }
