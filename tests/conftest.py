@@ -10,6 +10,7 @@ import nbformat
 import pytest
 import torch
 from synthetic import record_of
+from torch import nn
 
 from rctaf.config import Grid, RunConfig
 
@@ -32,6 +33,20 @@ folder = Path(os.environ["RCTAF_RESULTS"], "local", record["id"])
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "run.json").write_text(json.dumps(record))
 """
+
+
+@pytest.fixture
+def random_images() -> tuple[torch.Tensor, torch.Tensor]:
+    """40 images [1, 4, 4] in [0, 1] and their labels, of five classes."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(40, 1, 4, 4, generator=generator), torch.randint(0, 5, (40,), generator=generator)
+
+
+@pytest.fixture
+def perceptron() -> nn.Module:
+    """For these images; with a batch norm and dropout, which differ between training and evaluation."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.SiLU(), nn.Dropout(), nn.Linear(8, 5))
 
 
 @pytest.fixture(scope="session")

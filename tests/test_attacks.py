@@ -152,22 +152,10 @@ def test_soft_cross_entropy_has_the_gradient_of_the_kl_divergence_and_holds_the_
         torch.autograd.grad(divergence_from(natural)(attacked), natural)
 
 
-@pytest.fixture
-def images():
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(40, 1, 4, 4, generator=generator), torch.randint(0, 5, (40,), generator=generator)
-
-
-@pytest.fixture
-def model():
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.SiLU(), nn.Dropout(), nn.Linear(8, 5))
-
-
-def test_pgd20_on_a_linear_model_finds_exactly_the_images_that_can_be_fooled(images):
+def test_pgd20_on_a_linear_model_finds_exactly_the_images_that_can_be_fooled(random_images):
     # Two classes of a linear model: the best perturbation moves every pixel by epsilon against the
     # sign of the weight difference, so the true count is known.
-    x = images[0] * 0.4 + 0.3  # away from 0 and 1: no clipping
+    x = random_images[0] * 0.4 + 0.3  # away from 0 and 1: no clipping
     torch.manual_seed(0)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).requires_grad_(False)
     linear[1].bias[1] -= linear(x).diff(dim=1).median()  # both classes occur
@@ -184,9 +172,9 @@ class Sine(nn.Module):
         return (10 * x).sin()
 
 
-def test_pgd20_takes_20_steps_of_a_quarter_from_uniform_starts_of_its_seed(images):
+def test_pgd20_takes_20_steps_of_a_quarter_from_uniform_starts_of_its_seed(random_images):
     """The images against the attack itself, batch by batch, on a model so rough that the start decides."""
-    x, _ = images
+    x, _ = random_images
     torch.manual_seed(1)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), Sine(), nn.Linear(32, 5)).requires_grad_(False)
     y = model(x).argmax(1)
@@ -202,36 +190,36 @@ def test_pgd20_takes_20_steps_of_a_quarter_from_uniform_starts_of_its_seed(image
     assert len(counts) > 2
 
 
-def test_pgd20_is_repeatable_monotone_in_the_budget_and_leaves_the_model_alone(model, images):
-    x, _ = images
-    y = model.eval()(x).argmax(1)
-    model.train()
+def test_pgd20_is_repeatable_monotone_in_the_budget_and_leaves_the_model_alone(perceptron, random_images):
+    x, _ = random_images
+    y = perceptron.eval()(x).argmax(1)
+    perceptron.train()
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    attacked = [pgd20(model, x, y, epsilon, seed=5) for epsilon in (0.0, 0.05, 0.2, 0.6)]
-    again = [pgd20(model, x, y, epsilon, seed=5) for epsilon in (0.0, 0.05, 0.2, 0.6)]
+    attacked = [pgd20(perceptron, x, y, epsilon, seed=5) for epsilon in (0.0, 0.05, 0.2, 0.6)]
+    again = [pgd20(perceptron, x, y, epsilon, seed=5) for epsilon in (0.0, 0.05, 0.2, 0.6)]
     assert all(torch.equal(a, b) for a, b in zip(attacked, again, strict=True))
-    counts = [accuracy(model, a, y)[0] for a in attacked]
+    counts = [accuracy(perceptron, a, y)[0] for a in attacked]
     assert counts[0] == len(x)
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] < counts[0]
     assert torch.equal(torch.get_rng_state(), state)
-    assert model.training
-    assert all(p.grad is None for p in model.parameters())
-    F.cross_entropy(model(x), y).backward()  # the parameters still learn
-    assert all(p.grad is not None for p in model.parameters())
+    assert perceptron.training
+    assert all(p.grad is None for p in perceptron.parameters())
+    F.cross_entropy(perceptron(x), y).backward()  # the parameters still learn
+    assert all(p.grad is not None for p in perceptron.parameters())
 
 
-def test_pgd20_refuses_unequal_numbers(model, images):
-    x, y = images
+def test_pgd20_refuses_unequal_numbers(perceptron, random_images):
+    x, y = random_images
     with pytest.raises(ValueError, match="40 images and 39 labels"):
-        pgd20(model, x, y[:-1], 0.1)
+        pgd20(perceptron, x, y[:-1], 0.1)
 
 
-def test_pgd20_refuses_images_and_radii_in_other_units(model, images):
-    x, y = images
+def test_pgd20_refuses_images_and_radii_in_other_units(perceptron, random_images):
+    x, y = random_images
     with pytest.raises(ValueError, match=r"these lie in \[-?\d"):
-        pgd20(model, 2 * x - 1, y, 0.1)  # it would clamp them, and so move them further than 0.1
+        pgd20(perceptron, 2 * x - 1, y, 0.1)  # it would clamp them, and so move them further than 0.1
     for epsilon in (8, -0.1, float("nan")):
         with pytest.raises(ValueError, match=r"epsilon must lie in \[0, 1\]"):
-            pgd20(model, x, y, epsilon)
+            pgd20(perceptron, x, y, epsilon)
