@@ -15,7 +15,7 @@ class Unreadable(ValueError):
 def command(main: Callable[[], int]) -> NoReturn:
     """Run a command line. That its reader has seen enough (``| head``), or its user (Ctrl-C), is no error of it.
 
-    A grid or a record that cannot be read is one, told in one line.
+    A grid or a record that cannot be read is one, or a store that cannot be written; either is told in one line.
     """
     try:
         status = main()
@@ -23,7 +23,7 @@ def command(main: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
         status = 0
-    except Unreadable as error:
+    except (Unreadable, OSError) as error:
         status = 1
         print(error, file=sys.stderr)
     except KeyboardInterrupt:

@@ -83,6 +83,19 @@ def test_keep_says_what_comes_next(tmp_path, monkeypatch, capsys):
     assert "git add" not in capsys.readouterr().out  # nothing is new
 
 
+def test_keep_into_a_store_that_cannot_be_written_is_one_line(tmp_path):
+    grid = tmp_path / "mine.yaml"
+    grid.write_text("name: g\nscale: s\nblocks: [{axes: {seed: [0]}}]")
+    records.write(record(seed=0))
+    (records.results_dir() / "runs").write_text("a file, not a folder")
+    done = subprocess.run(
+        [sys.executable, "-m", "rctaf.records", "keep", str(grid)], capture_output=True, text=True, cwd=records.ROOT
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert str(records.results_dir() / "runs") in done.stderr
+
+
 def test_keep_names_what_cannot_be_repeated_exactly(tmp_path, capsys):
     sources = {
         0: {"git_dirty": False},
