@@ -102,6 +102,16 @@ def pgd(
     return attacked.detach()
 
 
+def check_labels(y: Tensor) -> None:
+    """Refuse labels that are no vector: [N, 1] would be compared with the predictions of all images.
+
+    Raises:
+        ValueError: they have another shape than [N].
+    """
+    if y.ndim != 1:
+        raise ValueError(f"labels must be a vector [{len(y)}] of class numbers, got {list(y.shape)}")
+
+
 def check_range(x: Tensor, epsilon: float) -> None:
     """Refuse images, of which there is at least one, that an attack would clamp to [0, 1], and a radius in other units.
 

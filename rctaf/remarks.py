@@ -150,9 +150,8 @@ def last_attacks(records: Sequence[Record]) -> str:
     if not rows:
         return "No record holds a result of the standard version of AutoAttack yet."
     curvature, fab, square = np.array(rows, float).T
-    places = np.unique(curvature)
-    groups = {f"at {at:g}": curvature == at for at in places}
-    if len(places) > 3:
+    groups = {f"at {at:g}": curvature == at for at in np.unique(curvature)}
+    if len(groups) > 3:
         beyond = curvature > BAND[1]
         groups = {f"up to {BAND[1]:g}": ~beyond, f"beyond {BAND[1]:g}": beyond}
     parts = [f"{square[which].mean():.2f} {where}" for where, which in groups.items() if which.any()]

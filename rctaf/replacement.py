@@ -311,17 +311,21 @@ def _called_inside(
         return [f"compiled {type(module._modules['_orig_mod']).__name__}"], []
     if isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity == "relu":
         return ["relu"], []
+
+    def read_only(function: FunctionType) -> set[str]:
+        return _mentioned(function.__code__, function.__globals__, module, {*model}, set())
+
     if "forward" in vars(module) and "_orig_mod" not in module._modules:  # torch.compile has one of its own
-        forward = inspect.unwrap(vars(module)["forward"])  # read only: a trace would run that of the class
+        forward = inspect.unwrap(vars(module)["forward"])  # a trace would run that of the class
         forward = getattr(forward, "__func__", forward)
         if not isinstance(forward, FunctionType):
             return ["code that cannot be read"], []
-        return sorted(_mentioned(forward.__code__, forward.__globals__, module, {*model}, set())), []
+        return sorted(read_only(forward)), []
     if _is_pytorchs(module) and not isinstance(module, torch.fx.GraphModule | nn.Sequential):
         found: set[str] = set()  # PyTorch's other modules call only what they hold as attributes: a lambda, perhaps
         for f in vars(module).values():
             if isinstance(f, FunctionType) and f is not rctaf and not f.__globals__["__name__"].startswith("torch."):
-                found |= _mentioned(f.__code__, f.__globals__, module, {*model}, set())
+                found |= read_only(f)
         return sorted(found), []
     if isinstance(module, ACTIVATION_MODULES) or type(module).forward is nn.Module.forward:
         return [], []

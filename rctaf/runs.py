@@ -294,7 +294,11 @@ def run(path: Path, jobs: int | None = None) -> int:
     todo = [run_id for run_id in cells if not finished(run_id)]
     if not todo:
         return status(path)
-    notebook()  # no use in starting runs without it
+    try:
+        notebook()  # no use in starting runs without it
+    except RunError as missing:
+        print(missing, file=sys.stderr)
+        return 1
     if importlib.util.find_spec("snakemake") is None:
         raise SystemExit(
             "snakemake is not installed: pip install -e '.[batch]' in the clone, or run the cells one by one with exec"
@@ -382,16 +386,6 @@ def main(argv: list[str] | None = None) -> int:
     verbs.choices["exec"].add_argument("id", help="of the run, or its place in the grid from 0 (for job arrays)")
     verbs.add_parser("replay", help="execute a record again and compare").add_argument("id")
     args = parser.parse_args(argv)
-    try:
-        return _obey(args)
-    except BrokenPipeError:
-        raise
-    except (RunError, OSError) as error:  # no clone; a store that cannot be written or locked, or is full
-        print(error, file=sys.stderr)
-        return 1
-
-
-def _obey(args: argparse.Namespace) -> int:
     if args.verb == "plan":
         from rctaf.planning import plan
 
@@ -409,10 +403,11 @@ def _obey(args: argparse.Namespace) -> int:
     if config is None:
         raise SystemExit(f"{args.grid} has no run {args.id!r}; its {len(cells)} ids are: {' '.join(cells)}")
     try:
-        print(config.run_id, config.label, execute(config), flush=True)
-    except RunError as error:
+        outcome = execute(config)
+    except (RunError, OSError) as error:  # a store that cannot be written or locked, or is full
         print(f"{config.run_id} {config.label}: {error}", file=sys.stderr)
         return 1
+    print(config.run_id, config.label, outcome, flush=True)
     return 0
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rctaf.arithmetic import repeatable
+from rctaf.attacks import check_labels
 from rctaf.models.norm import eval_mode
 
 
@@ -24,8 +25,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> t
     """
     if len(x) != len(y):
         raise ValueError(f"{len(x)} images and {len(y)} labels: expected as many of each")
-    if y.ndim != 1:  # [N, 1] would be compared with the predictions of all images
-        raise ValueError(f"labels must be a vector [{len(x)}] of class numbers, got {list(y.shape)}")
+    check_labels(y)
     with eval_mode(model), torch.no_grad():
         parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
         correct = sum((model(a).argmax(1) == b).sum() for a, b in parts)  # on the device until the end

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from rctaf.arithmetic import repeatable
-from rctaf.attacks import check_range
+from rctaf.attacks import check_labels, check_range
 from rctaf.models.frozen import Frozen, Unsupported
 from rctaf.records import Record, write_text
 
@@ -124,8 +124,7 @@ def autoattack(
         raise ValueError(f"version must be one of {', '.join(ATTACKS)}, got {version!r}")
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"images and labels: {len(x)} and {len(y)} given, expected as many of each, at least one")
-    if y.ndim != 1:  # [N, 1] would be compared with the predictions of all images
-        raise ValueError(f"labels must be a vector [{len(x)}] of class numbers, got {list(y.shape)}")
+    check_labels(y)
     x = x.detach().float()
     check_range(x, epsilon)
     # a copy without parameter gradients: FAB would compute and add them up at every step

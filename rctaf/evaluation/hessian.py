@@ -132,7 +132,7 @@ class _Problem:
         named = {
             n: piece.view(shape) for n, shape, piece in zip(self.shapes, self.shapes.values(), pieces, strict=True)
         }
-        with _PReLUWrittenOut():
+        with _PReLUWrittenOut():  # here, for what torch.func calls does not see a mode that is set around it
             return functional_call(self.model, (named, self.buffers), (x,))
 
     def parts(self, directions: int) -> list[slice]:
