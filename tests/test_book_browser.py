@@ -217,7 +217,7 @@ def serious_violations(tab: Page) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "genindex", "py-modindex"])
 def test_page_over_http(page, http, chromium):
     with opened(chromium, http, page) as tab:
         check_complete(tab, page)
