@@ -69,7 +69,7 @@ def rise_and_fall(frame: pd.DataFrame, rows: pd.DataFrame, value: str) -> str:
         if peak_in_band(frame, value).outcome == "not supported":
             all_outside = all(side(p) in ("below", "above") for p in places(rows, value, "max"))
             place = ", though elsewhere" if all_outside else ", though not in every order where it has the peak"
-        return f"As in the paper{place}, robustness is a hill in {where}: both ends lie below the inside."
+        return f"As in the paper{place}, robustness is a hill in {where}: it is lower at both ends than inside."
     return {
         "not supported": f"Robustness is not a hill in {where}: an end lies above the inside.",
         "undecided": f"That robustness is a hill in {where} is not shown.",
@@ -299,7 +299,7 @@ def harm(judged: pd.DataFrame, value: str, verdicts: Sequence[Verdict]) -> list[
     words = (
         f"After {judged['epochs'].iloc[0]:g} epochs networks of max|σ″| = 7 differ from those of 1 by "
         f"{gap[AS_BEFORE]:+.1f} points (order 1, {AS_BEFORE}); {listed(changes)}. Single networks of 7 keep their "
-        f"robustness or lose most of it: below {100 * FALLEN:g} % are {below[AS_BEFORE][7.0]}, and {listed(single)}."
+        f"robustness or lose much of it: below {100 * FALLEN:g} % are {below[AS_BEFORE][7.0]}, and {listed(single)}."
     )
     return [(f"Harm of longer training, {data}", typeset(words))]
 

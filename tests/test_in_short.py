@@ -69,8 +69,8 @@ def test_a_bracket_that_is_not_widened_does_not_say_so(frame, monkeypatch):
 @pytest.mark.parametrize(
     ("peak", "words"),
     [
-        (6.5, "As in the paper, robustness is a hill in every order: both ends lie below the inside."),
-        (1.0, "As in the paper, though elsewhere, robustness is a hill in every order: both ends lie below"),
+        (6.5, "As in the paper, robustness is a hill in every order: it is lower at both ends than inside."),
+        (1.0, "As in the paper, though elsewhere, robustness is a hill in every order: it is lower"),
         (200, "Robustness is not a hill in every order: an end lies above the inside."),
     ],
 )

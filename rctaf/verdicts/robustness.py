@@ -63,7 +63,7 @@ def same_peak(frame: pd.DataFrame, value: str, series: str) -> Verdict:
     complete seeds, or those that have do not refute the claim.
     """
     claim = f"Robustness peaks at the same max|σ″|, between 4 and 10, for every {series}, in {orders_of(frame)}."
-    topic = f"Figs. 4 to 6: one peak for every {series}"
+    topic = f"Figs. 4 to 6: one peak between 4 and 10 for every {series}"
     words, few = [], []
     settled: list[Place] = []
     enough: list[pd.DataFrame] = []
