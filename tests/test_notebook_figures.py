@@ -202,7 +202,7 @@ def test_quick_has_no_baselines_and_one_seed(store, tmp_path):
         html = outputs(out, "text/html")
         assert not any('class="verdict"' in box for box in html)
         tables = [table for table in html if "none of them testable on these runs" in table]
-        assert [table.count("not testable") for table in tables] == {"figure_3": [7], "figure_7": [6, 4]}[figure]
+        assert [table.count("not testable") for table in tables] == {"figure_3": [7], "figure_7": [8, 6]}[figure]
 
 
 def test_figure_7(store, tmp_path):
@@ -236,8 +236,9 @@ def test_figure_7(store, tmp_path):
     assert "the first 128 test images; for the attacked loss PGD-20 in ℓ∞ with ε = 0.15; 64 probes" in text
     assert "training in fp32" in text
     verdicts = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
-    assert len(verdicts) == 6 + 4 + 1
-    assert "Verdict: not supported" in verdicts[0]  # the least norm was put at 1
+    assert len(verdicts) == 8 + 6 + 1
+    assert "Verdict: supported" in verdicts[0]  # a U
+    assert "Verdict: not supported" in verdicts[1]  # whose bottom was put at 1
 
 
 @pytest.mark.parametrize(
@@ -565,7 +566,7 @@ def test_summary_has_a_row_per_claim(store, tmp_path):
     }
     execute_notebook(FIGURES / "summary.ipynb", out, parameters)
     tables = [box for box in outputs(out, "text/html") if "table verdicts" in box]
-    assert [table.count("<tr>") - 1 for table in tables] == [7 + 6 + 1, 1, 1, 2]  # the last: Table 1 as printed
+    assert [table.count("<tr>") - 1 for table in tables] == [7 + 8 + 1, 1, 1, 2]  # the last: Table 1 as printed
     assert "supported</td>" in tables[0].split("<tr>")[2]  # the peak was put at 6.5
     paper, printed, controls = (box for box in outputs(out, "text/html") if "table overview" in box)
     heads = re.findall(r"<th scope=.col.>(.*?)</th>", paper)
@@ -576,9 +577,10 @@ def test_summary_has_a_row_per_claim(store, tmp_path):
         topic: re.findall(r"<td[^>]*>(.*?)</td>", row)
         for topic, row in re.findall(r"<tr><th scope=.row.[^>]*>(.*?)</th>(.*?)</tr>", paper)
     }
-    assert len(cells) == 16
+    assert len(cells) == 18
     assert cells[f"Fig. 3: a hill (both ends lower) {ADDED_MARK}"] == ["supported", "–"]
     assert cells["Fig. 3: peak between 4 and 10"] == ["supported", "–"]
+    assert cells[f"Fig. 7, clean loss: a U (both ends higher) {ADDED_MARK}"] == ["supported", "–"]
     assert cells["Fig. 7, clean loss: Hessian least between 4 and 10"] == ["not supported", "–"]
     assert cells["Figs. 4 to 6: one peak between 4 and 10 for every network"] == ["–", "supported"]
     assert cells[f"Fig. 7: clean accuracy falls below 4 {ADDED_MARK}"] == ["–", "supported"]
@@ -589,7 +591,7 @@ def test_summary_has_a_row_per_claim(store, tmp_path):
         assert [int(n) for n in found] == [sum(row[place] == outcome for row in cells.values()) for outcome in OUTCOMES]
     # every line that the critical reading takes from here finds its topic; no method was run
     elsewhere = re.findall("<li>(.*?)</li>", "".join(outputs(out, "application/papermill.record/text/html")))
-    assert len(elsewhere) == 15 + 3 + 6 + 7 + 6  # of the figures, and of controls (a), (f), (g) and (h)
+    assert len(elsewhere) == 17 + 3 + 6 + 7 + 6  # of the figures, and of controls (a), (f), (g) and (h)
     assert [line for line in elsewhere if "no run yet" in line] == [
         f"Figs. 4 to 6: one peak between 4 and 10 for every {series}: no run yet." for series in ("method", "data set")
     ]

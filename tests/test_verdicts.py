@@ -153,7 +153,7 @@ def test_a_hill_is_one_wherever_its_top_is(frame, peak, outcome):
         tested = {6.5: "7", 1.0: "1"}[peak]
         assert found.measured.count(f", with the inside at {tested};") == 3
         assert "95\u00a0% intervals over 5 seeds; in each, the inside is" in found.measured
-        (rise,) = re.findall(r"order 1 \+([\d.]+) points \([^)]*\) against 0.25 and", found.measured)
+        (rise,) = re.findall(r"order 1 \+([\d.]+) points \([^)]*\) at 0.25 and", found.measured)
         assert float(rise) == pytest.approx(3 * (np.log(0.25 / peak) ** 2 - np.log(float(tested) / peak) ** 2), abs=0.5)
     else:
         assert "for the clearest end above all of its inside" in found.measured
@@ -294,6 +294,21 @@ def test_the_scale_free_norm_is_judged_by_the_same_rules(frame):
     assert verdicts.figure_7_scale_free(negative, VALUE)[0].outcome == "not testable"
     unmeasured = rows.drop(columns=["hessian_clean.scale_free_square", "hessian_clean.parameters"])
     assert verdicts.with_scale_free_norms(unmeasured)["hessian_clean.scale_free"].isna().all()
+
+
+def test_a_valley_is_a_hill_upside_down(frame):
+    rows = frame(peak=6.5, hessian_least=1.0)
+    found = verdicts.hessian_is_a_valley(rows, "clean")
+    assert found.outcome == "supported"
+    turned = verdicts.hill(rows.assign(**{VALUE: -np.log(rows["hessian_clean.rms"])}), VALUE)
+    # the same estimates, told as ratios here and in points there
+    ratio = [float(x) for x in re.findall(r"([\d.]+) times", found.measured)]
+    points = [float(x) for x in re.findall(r"\+([\d.]+) points \(", turned.measured)]
+    np.testing.assert_allclose(np.log(ratio), np.divide(points, 100), atol=0.005)  # three digits are told
+    rising = rows.assign(**{"hessian_clean.rms": rows["hessian_clean.rms"].mean() * rows["curvature"]})
+    noise = np.random.default_rng(0).lognormal(sigma=0.01, size=len(rows))
+    rising["hessian_clean.rms"] *= noise
+    assert verdicts.hessian_is_a_valley(rising, "clean").outcome == "not supported"
 
 
 def test_relu(frame):
@@ -650,10 +665,10 @@ def test_single_runs_say_nothing_without_seeds(frame):
 def test_every_row_of_an_overview_is_one_claim(frame):
     rows = frame(peak=6.5, hessian_least=6.5)
     found = [*verdicts.figure_3(rows, VALUE), *verdicts.figure_7(rows, VALUE), *verdicts.table_1(rows, VALUE)]
-    assert len({v.claim for v in found}) == len({v.topic for v in found}) == len(found) == 16
+    assert len({v.claim for v in found}) == len({v.topic for v in found}) == len(found) == 18
     other = verdicts.Verdict("another", "", "undecided", found[3].topic)
     table = verdicts.overview([*(("a", v) for v in found), ("b", other)])
     assert table["a"].tolist() == [v.outcome for v in found]
-    assert table["b"].tolist() == [other.outcome if i == 3 else "" for i in range(16)]
+    assert table["b"].tolist() == [other.outcome if i == 3 else "" for i in range(18)]
     with pytest.raises(ValueError, match="two verdicts at b"):
         verdicts.overview([("b", other), ("b", other)])

@@ -1,14 +1,15 @@
 """The paper's claims about curvature, each put to the records of one scale.
 
 A verdict is a rule applied to an estimate with its interval; the rules are in the docstrings. They were last changed on
-``RULES_CHANGED``, after the runs of ``SEEN`` had been looked at: for these they are post hoc. Two of the
-rules in :func:`figure_3` came later (``ADDED_WHEN``), and :func:`trend_below` was made stricter (``CHANGED_WHEN``). A
-scale with fewer than ``MIN_SEEDS`` seeds is never judged, as one run per cell cannot tell a difference from seed noise;
-a rule that resamples seeds needs ``BOOTSTRAP_SEEDS``.
+``RULES_CHANGED``, after the runs of ``SEEN`` had been looked at: for these they are post hoc. Two of the rules in
+:func:`figure_3` came later (``ADDED_WHEN``), :func:`hessian_is_a_valley` last of all (``ADDED_LAST``), and
+:func:`trend_below` was made stricter (``CHANGED_WHEN``). A scale with fewer than ``MIN_SEEDS`` seeds is never judged,
+as one run per cell cannot tell a difference from seed noise; a rule that resamples seeds needs ``BOOTSTRAP_SEEDS``.
 """
 
 from rctaf.verdicts.common import (
     ADDED,
+    ADDED_LAST,
     ADDED_MARK,
     ADDED_WHEN,
     BAND,
@@ -32,6 +33,7 @@ from rctaf.verdicts.common import (
     column_of,
     complete_seeds,
     in_band,
+    inside_best,
     orders_of,
     outcome_of,
     overview,
@@ -54,6 +56,7 @@ from rctaf.verdicts.hessian import (
     figure_7,
     figure_7_scale_free,
     hessian_goes_with_robustness,
+    hessian_is_a_valley,
     hessian_least_in_band,
     pulled_to_0,
     relu_is_sharper,
@@ -74,6 +77,7 @@ from rctaf.verdicts.robustness import (
 
 __all__ = [
     "ADDED",
+    "ADDED_LAST",
     "ADDED_MARK",
     "ADDED_WHEN",
     "BAND",
@@ -105,9 +109,11 @@ __all__ = [
     "figure_7",
     "figure_7_scale_free",
     "hessian_goes_with_robustness",
+    "hessian_is_a_valley",
     "hessian_least_in_band",
     "hill",
     "in_band",
+    "inside_best",
     "order_2_falls_fastest",
     "orders_agree_below",
     "orders_closer_along_curvature",

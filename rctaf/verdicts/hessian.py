@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from rctaf.statistics import paired_difference, spearman, trend
+from rctaf.statistics import Estimate, paired_difference, spearman, trend
 from rctaf.verdicts.common import (
+    ADDED_LAST,
     ADDED_MARK,
     BAND,
     BOOTSTRAP_SEEDS,
@@ -20,6 +21,7 @@ from rctaf.verdicts.common import (
     column_of,
     complete_seeds,
     in_band,
+    inside_best,
     outcome_of,
     relu_and_band,
     resampled,
@@ -59,6 +61,34 @@ def hessian_least_in_band(frame: pd.DataFrame, loss: str, norm: str = "rms") -> 
     claim = f"The {NORMS[norm]} of the {LOSSES[loss]} is least for max|σ″| between 4 and 10, in {{orders}}."
     frame = frame.assign(log_rms=np.log(column_of(frame, f"hessian_{loss}.{norm}")))
     return in_band(claim, "Place of the minimum", frame, "log_rms", "min")
+
+
+def hessian_is_a_valley(frame: pd.DataFrame, loss: str, norm: str = "rms") -> Verdict:
+    """Fig. 7 left: the norm is U-shaped, that is both ends of the tested grid are above its inside.
+
+    Contrast: the logarithm of the norm at an end over that inside; told as their ratio. Rule: see :func:`inside_best`.
+    Where the bottom lies is another claim, :func:`hessian_least_in_band`.
+
+    Args:
+        loss: one of :data:`LOSSES`.
+        norm: one of :data:`NORMS`.
+    """
+    claim = (
+        f"The {NORMS[norm]} of the {LOSSES[loss]} first falls and then rises along max|σ″|: both ends of the tested "
+        "grid are above its inside, in {orders}."
+    )
+    frame = frame.assign(log_norm=np.log(column_of(frame, f"hessian_{loss}.{norm}")))
+    return inside_best(claim, frame, "log_norm", "min", "Norm at an end over norm inside", times)
+
+
+def times(e: Estimate) -> str:
+    """The estimate of a logarithm of a ratio, in words.
+
+    >>> times(Estimate(0.7, 0.6, 0.8, 5))
+    '2.01 times (1.82 to 2.23)'
+    """
+    value, low, high = (f"{math.exp(x):.3g}" for x in (e.value, e.low, e.high))
+    return f"{value} times ({low} to {high})"
 
 
 def hessian_goes_with_robustness(frame: pd.DataFrame, value: str, loss: str, norm: str = "rms") -> Verdict:
@@ -147,6 +177,7 @@ def figure_7(frame: pd.DataFrame, value: str) -> list[Verdict]:
         replace(verdict, topic=f"Fig. 7, {name}: {topic}")
         for loss, name in LOSSES.items()
         for topic, verdict in {
+            f"a U (both ends higher) {ADDED_MARK}": _valley(frame, loss),
             "Hessian least between 4 and 10": hessian_least_in_band(frame, loss),
             "smaller Hessian, more robust": hessian_goes_with_robustness(frame, value, loss),
             "larger Hessian for ReLU": relu_is_sharper(frame, loss),
@@ -161,7 +192,13 @@ def figure_7_scale_free(frame: pd.DataFrame, value: str) -> list[Verdict]:
         verdict
         for loss in LOSSES
         for verdict in (
+            _valley(frame, loss, "scale_free"),
             hessian_least_in_band(frame, loss, "scale_free"),
             hessian_goes_with_robustness(frame, value, loss, "scale_free"),
         )
     ]
+
+
+def _valley(frame: pd.DataFrame, loss: str, norm: str = "rms") -> Verdict:
+    found = hessian_is_a_valley(frame, loss, norm)
+    return replace(found, measured=f"{found.measured} {ADDED_LAST}")

@@ -14,7 +14,6 @@ from rctaf.statistics import (
     Estimate,
     changes_beyond,
     holm,
-    inside_against_ends,
     lower_beyond,
     mean_interval,
     orders_coincide,
@@ -35,17 +34,17 @@ from rctaf.verdicts.common import (
     against_band,
     alike,
     in_band,
+    inside_best,
     orders_of,
     outcome_of,
     places,
     rows_to_judge,
     shared_rows,
     sign,
-    too_few_seeds,
     trend_below,
     why_orders_alike,
 )
-from rctaf.words import count, decimals, listed, p_value, points
+from rctaf.words import decimals, p_value, points
 
 
 def peak_in_band(frame: pd.DataFrame, value: str) -> Verdict:
@@ -188,38 +187,14 @@ def order_2_falls_fastest(frame: pd.DataFrame, value: str) -> Verdict:
 def hill(frame: pd.DataFrame, value: str) -> Verdict:
     """The paper's core finding, that robustness is not monotonic: both ends of the tested grid are below its inside.
 
-    Contrast: inside minus end, by seed, in each order and at each of its two ends
-    (:func:`rctaf.statistics.inside_against_ends`, which also says how a curvature inside is chosen without favour).
-
-    Supported: every interval lies above 0. Not supported: some end is above every curvature inside (one-sided,
-    p < 0.05 after Holm over all ends). Else undecided. Not testable with fewer than four seeds: the two
-    differences that three leave may be equal by chance, and then have an interval of no width. Where the top lies is
-    another claim, :func:`peak_in_band`, and so is a fall beyond 10, :func:`falls_beyond`.
+    Rule: see :func:`inside_best`. Where the top lies is another claim, :func:`peak_in_band`, and so is a fall beyond
+    10, :func:`falls_beyond`.
     """
     claim = (
         "Robustness first rises and then falls along max|σ″|: both ends of the tested grid are below its inside, in "
         "{orders}."
     )
-    needed = MIN_SEEDS + 1  # the first seed only chooses
-    claim, rows, stop = rows_to_judge(claim, frame, value, needed, curvatures=3)
-    if stop:
-        return stop
-    if (seeds := rows["seed"].nunique()) < needed:
-        return Verdict(claim, too_few_seeds(seeds, needed), "not testable")
-    found = inside_against_ends(rows, value)
-    words = []
-    for order, ends in found.groupby("order"):
-        differences = [f"{points(Estimate.of(r))} against {r['end']:g}" for r in ends.to_dict("records")]
-        chosen = [f"{c:g}" for c in sorted(set(ends["chosen"].iloc[0]))]
-        words.append(f"order {order} {listed(differences)}, with the inside at {listed(chosen)}")
-    outcome = outcome_of(bool((found["low"] > 0).all()), bool((found["p_end_above_holm"] < 0.05).any()))
-    why = (
-        f"95 % intervals over {count(found['n'].iloc[0], 'seed')}; in each, the inside is the curvature with the "
-        "highest mean over the seeds before it, so that the first seed only chooses"
-    )
-    if outcome != "supported":
-        why += f"; {p_value(found['p_end_above_holm'].min())} (after Holm) for the clearest end above all of its inside"
-    return Verdict(claim, f"Inside minus end: {'; '.join(words)}; {why}.", outcome)
+    return inside_best(claim, frame, value, "max", "Inside minus end", points)
 
 
 def orders_closer_along_curvature(frame: pd.DataFrame, value: str) -> Verdict:
