@@ -225,7 +225,7 @@ def fastest_convolution(loop: Loop, batch: int, device: torch.device) -> float:
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(lambda module, inputs: seen.append((module, *inputs)))
     best = 0.0
-    with torch.no_grad(), repeatable():
+    with repeatable(), torch.no_grad():
         run.model(run._view(run.dataset.train_x[:batch], "base"))
         for module, x in list(seen):
             precision = torch.bfloat16 if loop.precision == "bf16" else torch.float32

@@ -165,6 +165,20 @@ def test_every_activation_of_our_networks_is_met_once(network_name):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
+def test_inference_mode_changes_nothing(images):
+    net = network(nn.SiLU(), RCTAF(4.0, 2))
+    expected = effective_curvature(net, images)
+    with torch.inference_mode():
+        assert effective_curvature(net, images) == expected
+
+
+def test_hooks_of_an_activation_see_the_networks_own_values_only(images):
+    net, seen = network(nn.SiLU(), nn.Mish()), []
+    net.act.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    effective_curvature(net, images)
+    assert seen == [(30, 3, 5, 5)]
+
+
 def test_nothing_to_measure_is_said(images):
     with pytest.raises(ValueError, match="no images"):
         effective_curvature(network(nn.SiLU(), nn.SiLU()), images[:0])

@@ -388,6 +388,11 @@ def test_what_the_caller_is_in_changes_nothing(images):
     expected = measured()
     with torch.no_grad():
         assert measured() == expected
+    with torch.inference_mode():
+        assert measured() == expected
+        x = x.clone()  # which cannot be saved for a backward pass, neither here nor later
+        assert measured() == expected
+    assert measured() == expected
     with torch.autocast("cpu", torch.bfloat16):
         assert measured() == expected
     assert measured(torch.compile(model, backend="eager")) == expected

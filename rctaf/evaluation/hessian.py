@@ -306,7 +306,6 @@ def hessian_diagonal_norm(
             )
     with (
         eval_mode(model),
-        torch.enable_grad(),
         torch.autocast(x.device.type, enabled=False),
         torch.compiler.set_stance("force_eager"),  # compiled code has no second derivatives
         warnings.catch_warnings(),
