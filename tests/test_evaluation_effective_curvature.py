@@ -179,6 +179,12 @@ def test_hooks_of_an_activation_see_the_networks_own_values_only(images):
     assert seen == [(30, 3, 5, 5)]
 
 
+def test_what_computes_a_weight_is_no_layer(images):
+    net = network(nn.SiLU(), nn.SiLU())
+    nn.utils.parametrize.register_parametrization(net.mix, "weight", nn.Softplus().double())
+    assert [layer.name for layer in effective_curvature(net, images)] == ["act", "act2"]
+
+
 def test_nothing_to_measure_is_said(images):
     with pytest.raises(ValueError, match="no images"):
         effective_curvature(network(nn.SiLU(), nn.SiLU()), images[:0])

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rctaf.activations import ACTIVATION_MODULES, RCTAF
+from rctaf.activations import ACTIVATION_MODULES, RCTAF, modules_of
 from rctaf.arithmetic import repeatable
 from rctaf.family import curvature
 from rctaf.models.norm import eval_mode
@@ -83,7 +83,7 @@ def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> l
     """
     if len(x) == 0:
         raise ValueError("no images given, expected at least one")
-    names = {module: name for name, module in model.named_modules()}
+    names = modules_of(model)
     sums: dict[nn.Module, _Sums] = {}
     # a batch norm is "directly before" if its output is what comes in
     last_norm: tuple[Tensor, nn.Module] | None = None
@@ -122,7 +122,8 @@ def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> l
 def _layer(name: str, module: nn.Module, entry: _Sums) -> LayerCurvature:
     if not math.isfinite(entry.squares):  # the largest of nothing and NaN would be a deviation of 0
         raise ValueError(f"what comes into activation {name!r} is not finite: has the training diverged?")
-    std, alpha = entry.std(), module.alpha if isinstance(module, RCTAF) else None
+    std = entry.std()
+    alpha = module.alpha if isinstance(module, RCTAF) else None
     bound = curvature(module.alpha, module.beta) if isinstance(module, RCTAF) else _measured_curvature(module)
     gain = getattr(entry.norm, "weight", None)
     return LayerCurvature(
