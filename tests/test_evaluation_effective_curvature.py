@@ -179,6 +179,15 @@ def test_hooks_of_an_activation_see_the_networks_own_values_only(images):
     assert seen == [(30, 3, 5, 5)]
 
 
+def test_a_compiled_network_is_measured_as_it_is(images):
+    net = network(nn.SiLU(), RCTAF(4.0, 2))
+    expected = [layer.std for layer in effective_curvature(net, images)]
+    compiled = torch.compile(net, backend="eager")
+    with torch.no_grad():
+        compiled(images)  # what has been compiled takes no notice of later hooks
+    assert [layer.std for layer in effective_curvature(compiled, images)] == expected
+
+
 def test_what_computes_a_weight_is_no_layer(images):
     net = network(nn.SiLU(), nn.SiLU())
     nn.utils.parametrize.register_parametrization(net.mix, "weight", nn.Softplus().double())

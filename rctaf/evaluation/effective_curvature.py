@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,19 +102,15 @@ def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> l
         entry.squares += wide.square().sum().item()
         entry.norm = last_norm[1] if last_norm is not None and last_norm[0] is z else None
 
-    hooks = []
-    for module in names:
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            hooks.append(module.register_forward_hook(after_norm))
-        elif isinstance(module, ACTIVATION_MODULES):
-            hooks.append(module.register_forward_pre_hook(before_activation, with_kwargs=True))
-    try:
-        with eval_mode(model), torch.no_grad():
-            for part in x.split(batch_size):
-                model(part)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    # compiled code may take no notice of hooks
+    with ExitStack() as hooks, eval_mode(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for module in names:
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                hooks.enter_context(module.register_forward_hook(after_norm))
+            elif isinstance(module, ACTIVATION_MODULES):
+                hooks.enter_context(module.register_forward_pre_hook(before_activation, with_kwargs=True))
+        for part in x.split(batch_size):
+            model(part)
     if not sums:
         raise ValueError("the model used no activation module (RCTAF, or one of PyTorch's)")
     return [_layer(names[module], module, entry) for module, entry in sums.items()]

@@ -36,6 +36,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,12 +143,11 @@ class _Problem:
             nonlocal size
             size += output.numel() if isinstance(output, Tensor) else 0
 
-        layers = [m for m in self.model.modules() if not list(m.children())]
-        hooks = [layer.register_forward_hook(count) for layer in layers]
-        with torch.no_grad():
+        with ExitStack() as hooks, torch.no_grad():
+            for module in self.model.modules():
+                if not list(module.children()):
+                    hooks.enter_context(module.register_forward_hook(count))
             self.logits(self.theta, self.x[:1])
-        for hook in hooks:
-            hook.remove()
         number = max(1, _LAYER_ELEMENTS // (max(size, 1) * directions))  # a forward may use no layers at all
         return [slice(i, i + number) for i in range(0, len(self.x), number)]
 
