@@ -45,6 +45,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,10 @@ class NaiveMish(nn.Module):
 
 
 IN_PLACE: dict[str, Callable[[], nn.Module]] = {
-    "relu": lambda: nn.ReLU(inplace=True),
-    "leaky_relu": lambda: nn.LeakyReLU(inplace=True),
-    "elu": lambda: nn.ELU(inplace=True),
-    "selu": lambda: nn.SELU(inplace=True),
+    "relu": partial(nn.ReLU, inplace=True),
+    "leaky_relu": partial(nn.LeakyReLU, inplace=True),
+    "elu": partial(nn.ELU, inplace=True),
+    "selu": partial(nn.SELU, inplace=True),
 }
 
 
@@ -112,14 +113,14 @@ def variants(what: str) -> dict[Key, Callable[[], nn.Module]]:
         if order:
             beta = int(order)
             alpha = alpha_for_curvature(CURVATURE, beta)
-            made[name, "naive"] = lambda alpha=alpha, beta=beta: Naive(alpha, beta)
-            made[name, "eager"] = lambda alpha=alpha, beta=beta: RCTAF(alpha, beta)
+            made[name, "naive"] = partial(Naive, alpha, beta)
+            made[name, "eager"] = partial(RCTAF, alpha, beta)
         else:
             if kind == "mish":
                 made[name, "naive"] = NaiveMish
             elif kind in IN_PLACE and what == "training_step":  # an input that the caller keeps cannot be overwritten
                 made[name, "naive"] = IN_PLACE[kind]
-            made[name, "eager"] = lambda kind=kind: make_activation(kind)
+            made[name, "eager"] = partial(make_activation, kind)
         made[name, "compiled"] = made[name, "eager"]
     return made
 
@@ -249,8 +250,7 @@ def measure(
     peaks: dict[Key, int] = {}
     for (name, mode), make in chosen.items():
         torch.manual_seed(0)
-        build = lambda make=make, mode=mode: SUBJECTS[what](make, mode, shape, device)  # noqa: E731
-        step, own, _ = traced(build, device)
+        step, own, _ = traced(partial(SUBJECTS[what], make, mode, shape, device), device)
         first, second = traced(step, device), traced(step, device)
         # The first step allocates the momentum, compiles and picks algorithms; a later one is what training needs.
         held = 0 if what == "activation" else own + first[1]
