@@ -29,7 +29,7 @@ def repeatable() -> Iterator[None]:
     """
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
-    flushed = bool(torch.tensor(1e-39) * 1 == 0)  # torch has no other way to ask
+    flushed = bool(torch.tensor(1e-39, device="cpu") * 1 == 0)  # torch has no other way to ask
     with no_tf32(), torch.inference_mode(False):
         cudnn.deterministic, cudnn.benchmark = True, False
         torch.set_flush_denormal(True)

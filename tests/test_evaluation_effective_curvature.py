@@ -165,10 +165,12 @@ def test_every_activation_of_our_networks_is_met_once(network_name):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
-def test_inference_mode_changes_nothing(images):
-    net = network(nn.SiLU(), RCTAF(4.0, 2))
+def test_what_the_caller_is_in_changes_nothing(images):
+    net = network(nn.PReLU(3).double(), RCTAF(4.0, 2))
     expected = effective_curvature(net, images)
     with torch.inference_mode():
+        assert effective_curvature(net, images) == expected
+    with torch.device("meta"):  # in place of a GPU as the device where tensors are made
         assert effective_curvature(net, images) == expected
 
 

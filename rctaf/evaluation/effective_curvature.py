@@ -146,14 +146,15 @@ def _measured_curvature(module: nn.Module) -> float | None:
         second = torch.autograd.grad(first.sum(), z)[0] if first.requires_grad else torch.zeros_like(z)
         return first.detach(), second
 
-    sides = torch.tensor([-1e-12, 1e-12], dtype=torch.float64)
+    options: Any = {"dtype": torch.float64, "device": "cpu"}
+    sides = torch.tensor([-1e-12, 1e-12], **options)
     ends = derivatives(sides)[1]
     # coarse, then around the largest: an error of (1e-7)² times the fourth derivative
-    points = torch.linspace(-20, 20, 40001, dtype=torch.float64)
+    points = torch.linspace(-20, 20, 40001, **options)
     slopes, bends = derivatives(points)
     # between two points σ′ changes by their distance times max|σ″|, and by more only where it jumps
     if slopes.diff(dim=0).abs().max() > 1.01 * 1e-3 * torch.maximum(bends.abs().max(), ends.abs().max()) + 1e-6:
         return None
     peak = points[bends.abs().amax(1).argmax()]
-    fine = derivatives(peak + torch.linspace(-1e-3, 1e-3, 20001, dtype=torch.float64))[1]
+    fine = derivatives(peak + torch.linspace(-1e-3, 1e-3, 20001, **options))[1]
     return max(fine.abs().max().item(), ends.abs().max().item())
