@@ -85,7 +85,7 @@ def available() -> bool:
 @cache
 def _table(alpha: float, beta: int, n: int) -> tuple[int, ctypes.Array]:
     rows = polynomials(beta, n)
-    width = max([1, *(len(row) for row in rows[max(0, 2 - n) :])])
+    width = max((len(row) for row in rows[max(0, 2 - n) :]), default=1)
     scale = alpha ** (n - 1)
     flat = [scale * row[j] if j < len(row) else 0.0 for row in rows for j in range(width)]
     return width, (ctypes.c_float * len(flat))(*flat)
