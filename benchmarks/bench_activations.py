@@ -45,6 +45,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,10 @@ class NaiveMish(nn.Module):
 
 
 IN_PLACE: dict[str, Callable[[], nn.Module]] = {
-    "relu": lambda: nn.ReLU(inplace=True),
-    "leaky_relu": lambda: nn.LeakyReLU(inplace=True),
-    "elu": lambda: nn.ELU(inplace=True),
-    "selu": lambda: nn.SELU(inplace=True),
+    "relu": partial(nn.ReLU, inplace=True),
+    "leaky_relu": partial(nn.LeakyReLU, inplace=True),
+    "elu": partial(nn.ELU, inplace=True),
+    "selu": partial(nn.SELU, inplace=True),
 }
 
 
@@ -112,14 +113,14 @@ def variants(what: str) -> dict[Key, Callable[[], nn.Module]]:
         if order:
             beta = int(order)
             alpha = alpha_for_curvature(CURVATURE, beta)
-            made[name, "naive"] = lambda alpha=alpha, beta=beta: Naive(alpha, beta)
-            made[name, "eager"] = lambda alpha=alpha, beta=beta: RCTAF(alpha, beta)
+            made[name, "naive"] = partial(Naive, alpha, beta)
+            made[name, "eager"] = partial(RCTAF, alpha, beta)
         else:
             if kind == "mish":
                 made[name, "naive"] = NaiveMish
             elif kind in IN_PLACE and what == "training_step":  # an input that the caller keeps cannot be overwritten
                 made[name, "naive"] = IN_PLACE[kind]
-            made[name, "eager"] = lambda kind=kind: make_activation(kind)
+            made[name, "eager"] = partial(make_activation, kind)
         made[name, "compiled"] = made[name, "eager"]
     return made
 
@@ -204,17 +205,14 @@ def seconds(step: Step, device: torch.device) -> float:
     return begin.elapsed_time(end) / 1e3 / calls
 
 
-def save(file: str, start: tuple[float, float], content: dict[str, Any]) -> Path:
+def save(file: str, load: float, content: dict[str, Any]) -> Path:
     """Write a benchmark's record under ``results/benchmarks``.
 
     Args:
-        start: when it began, in seconds since the epoch, and the load average then.
+        load: how many processes wanted a core when it began: 0 on an idle machine.
         content: its results, and their ``provenance``.
     """
-    record = {
-        "cores": os.cpu_count(),
-        "load_before": round(start[1], 2),  # processes that wanted a core when it began: 0 on an idle machine
-    }
+    record = {"cores": os.cpu_count(), "load_before": round(load, 2)}
     path = results_dir() / "benchmarks" / file
     write_text(path, json.dumps(record | content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     return path
@@ -249,8 +247,7 @@ def measure(
     peaks: dict[Key, int] = {}
     for (name, mode), make in chosen.items():
         torch.manual_seed(0)
-        build = lambda make=make, mode=mode: SUBJECTS[what](make, mode, shape, device)  # noqa: E731
-        step, own, _ = traced(build, device)
+        step, own, _ = traced(partial(SUBJECTS[what], make, mode, shape, device), device)
         first, second = traced(step, device), traced(step, device)
         # The first step allocates the momentum, compiles and picks algorithms; a later one is what training needs.
         held = 0 if what == "activation" else own + first[1]
@@ -315,11 +312,11 @@ def main() -> None:
 
 
 def run(what: str, device: torch.device, rounds: int, batch: int, modes: list[str]) -> None:
-    start = time.time(), os.getloadavg()[0]
+    started, busy = time.time(), os.getloadavg()[0]
     shape = (batch, *SHAPES[what][1:])
     chosen = {key: make for key, make in variants(what).items() if key[1] in modes or key == ("relu", "eager")}
     rows = measure(what, device, shape, rounds, chosen)
-    place, made = origin(device, start[0])
+    place, made = origin(device, started)
     record = {
         "benchmark": what,
         "device_type": device.type,
@@ -330,7 +327,7 @@ def run(what: str, device: torch.device, rounds: int, batch: int, modes: list[st
         "rows": rows,
         "provenance": made,
     }
-    path = save(f"{what}_{place}.json", start, record)
+    path = save(f"{what}_{place}.json", busy, record)
     print(f"{what} on {made['device']}, {made['activation_kernel']} kernel, batch {batch}, {rounds} rounds")
     for row, ratio in zip(rows, beside_committed(path, rows, "time_over_relu", "activation", "mode"), strict=True):
         print(f"{row['activation']:11} {row['mode']:9} {ratio} ReLU, peak {row['peak_mib']:.0f} MiB")

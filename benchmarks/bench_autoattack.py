@@ -65,7 +65,7 @@ def main() -> None:
 
 def compare(device: torch.device, args: argparse.Namespace) -> None:
     """Time both on one device, and write the record."""
-    start = time.time(), os.getloadavg()[0]
+    started, busy = time.time(), os.getloadavg()[0]
     data = load("digits", device=device)
     model = from_config(CONFIG, in_channels=data.channels, n_classes=data.n_classes).to(device)
     train(model, data, CONFIG)
@@ -97,7 +97,7 @@ def compare(device: torch.device, args: argparse.Namespace) -> None:
                 "implementation": entry["implementation"],
             }
         )
-    name, made = origin(device, start[0])
+    name, made = origin(device, started)
     record = {
         "benchmark": "autoattack",
         "provenance": made,
@@ -105,7 +105,7 @@ def compare(device: torch.device, args: argparse.Namespace) -> None:
         "config": CONFIG.model_dump(mode="json"),
         "rows": rows,
     }
-    path = save(f"autoattack_{name}.json", start, record)
+    path = save(f"autoattack_{name}.json", busy, record)
     for row, ratio in zip(rows, beside_committed(path, rows, "reference_over_ours", "version"), strict=True):
         print(f"{row['version']:10} {ratio}, {row['verdicts_that_differ']} of {len(x)} verdicts differ")
     print(path)

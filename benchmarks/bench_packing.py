@@ -74,7 +74,7 @@ def main() -> None:
 
 def compare(device: str, rounds: int, epochs: int) -> None:
     """Time the packings of one device, and write the record."""
-    start, shuffle = (time.time(), os.getloadavg()[0]), random.Random(0)
+    started, busy, shuffle = time.time(), os.getloadavg()[0], random.Random(0)
     rates: dict[tuple[int, int], list[float]] = {packing: [] for packing in PACKINGS[device]}
     for _ in range(rounds):
         for packing in shuffle.sample(PACKINGS[device], len(rates)):
@@ -85,11 +85,11 @@ def compare(device: str, rounds: int, epochs: int) -> None:
         rows.append(
             {"processes": processes, "threads": threads, "rate_over_one": ratio, "images_per_s": spread(values)}
         )
-    name, made = origin(torch.device(device), start[0])
+    name, made = origin(torch.device(device), started)
     content = {"benchmark": "packing", "rounds": rounds, "epochs": epochs, "batch": BATCH, "rows": rows}
     content["provenance"] = made
     file = f"packing_{'cpu' if device == 'cpu' else name}.json"  # without threads: every packing has its own
-    path = save(file, start, content)
+    path = save(file, busy, content)
     for row, ratio in zip(rows, beside_committed(path, rows, "rate_over_one", "processes", "threads"), strict=True):
         print(f"{row['processes']} x {row['threads']} thread(s): {ratio} one process")
     print(path)

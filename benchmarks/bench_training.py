@@ -225,7 +225,7 @@ def fastest_convolution(loop: Loop, batch: int, device: torch.device) -> float:
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(lambda module, inputs: seen.append((module, *inputs)))
     best = 0.0
-    with torch.no_grad(), repeatable():
+    with repeatable(), torch.no_grad():
         run.model(run._view(run.dataset.train_x[:batch], "base"))
         for module, x in list(seen):
             precision = torch.bfloat16 if loop.precision == "bf16" else torch.float32
@@ -301,11 +301,11 @@ def main() -> None:
 def run(
     size: str, pairs: dict[str, tuple[Loop, Loop]], batches: tuple[int, ...], device: torch.device, rounds: int
 ) -> None:
-    start = time.time(), os.getloadavg()[0]
+    started, busy = time.time(), os.getloadavg()[0]
     rows = [row for batch in batches for row in measure(pairs, batch, device, rounds)]
-    place, made = origin(device, start[0])
+    place, made = origin(device, started)
     record = {"benchmark": "training", "size": size, "rounds": rounds, "rows": rows, "provenance": made}
-    path = save(f"training_{'' if size == 'small' else 'large_'}{place}.json", start, record)
+    path = save(f"training_{'' if size == 'small' else 'large_'}{place}.json", busy, record)
     for row, ratio in zip(rows, beside_committed(path, rows, "without_over_with", "step", "batch"), strict=True):
         print(f"{row['step']:56} batch {row['batch']:3} {ratio}, {row['images_per_s']:.0f} images/s", end="")
         print(f", {row['of_fastest_convolution']:.0%} of a convolution" if "of_fastest_convolution" in row else "")

@@ -41,9 +41,7 @@ def _norm_behind(y: Tensor) -> Summand | None:
         if not node._saved_training or y.output_nr or y._version:
             return None
         x, weight, mean, inverse_std = node._saved_input, node._saved_weight, node._saved_result1, node._saved_result2
-    except RuntimeError:  # a backward pass has freed them, or somebody has changed them in place
-        return None
-    except AttributeError:
+    except (AttributeError, RuntimeError):  # the latter: a backward pass has freed them, or they were changed in place
         return None
     bias = getattr(node.next_functions[2][0], "variable", None)
     if weight is None or bias is None:

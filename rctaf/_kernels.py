@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import warnings
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def _triton_on(device: torch.device) -> Any:
     try:
         from rctaf import _triton
 
-        _triton.derivative(torch.zeros(1, device=device), 1.0, 0, 0)
+        _triton.derivative((Summand(torch.zeros(1, device=device)),), 1.0, 0, 0)
     except Exception as error:  # whatever it is (an old GPU, no C compiler), the plain formula computes the same
         warnings.warn(f"RCT-AF runs as several operations on {device}, its Triton kernel failed: {error}", stacklevel=2)
         return None
@@ -76,7 +76,7 @@ def derivative(x: Tensor, alpha: float, beta: int, n: int) -> Tensor:
     Half precision is computed in single precision and rounded once.
     """
     kernel = _kernel_for(x)
-    if kernel is not None and (fast := kernel.derivative(x, alpha, beta, n)) is not None:
+    if kernel is not None and (fast := kernel.derivative((Summand(x),), alpha, beta, n)) is not None:
         return fast
     z = widen(x)
     if beta == 2 - n and n < 2 and _fast(z):
@@ -143,7 +143,7 @@ def backward(saved: Tensor, alpha: float, beta: int, n: int, from_output: bool, 
         if from_output:
             fused = kernel.softplus_backward(saved, alpha, grad)
         else:
-            fused = kernel.derivative(saved, alpha, beta, n + 1, grad)
+            fused = kernel.derivative((Summand(saved),), alpha, beta, n + 1, grad)
         if fused is not None:
             return fused
     if n > 0 or beta > 1 or not _fast(z := widen(saved)):
@@ -159,12 +159,10 @@ def derivative_of_sum(
     """:func:`derivative` at the sum of one or two summands, times ``grad`` where given; nothing tracks gradients."""
     with torch.no_grad():
         if (kernel := _kernel_for(terms[0].x)) is not None:
-            fused = kernel.derivative_of_sum(terms, alpha, beta, n, grad)
+            fused = kernel.derivative(terms, alpha, beta, n, grad)
             if fused is not None:
                 return fused
-        x, *rest = (value(term) for term in terms)
-        for other in rest:
-            x = x + other
+        x = reduce(torch.add, map(value, terms))
         if grad is None:
             return derivative(x, alpha, beta, n)
         fused = backward(x, alpha, beta, n - 1, False, grad)

@@ -85,7 +85,7 @@ def available() -> bool:
 @cache
 def _table(alpha: float, beta: int, n: int) -> tuple[int, ctypes.Array]:
     rows = polynomials(beta, n)
-    width = max([1, *(len(row) for row in rows[max(0, 2 - n) :])])
+    width = max((len(row) for row in rows[max(0, 2 - n) :]), default=1)
     scale = alpha ** (n - 1)
     flat = [scale * row[j] if j < len(row) else 0.0 for row in rows for j in range(width)]
     return width, (ctypes.c_float * len(flat))(*flat)
@@ -117,9 +117,8 @@ def plain(x: Tensor) -> bool:
         and not x._is_zerotensor()  # zeros without memory, as forward-mode differentiation makes them
         and not torch.jit.is_tracing()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and not torch._C._functorch.is_legacy_batchedtensor(
-            x
-        )  # a gradient of torch.autograd.grad(is_grads_batched=True)
+        # a gradient of torch.autograd.grad(is_grads_batched=True)
+        and not torch._C._functorch.is_legacy_batchedtensor(x)
         and torch._C._len_torch_dispatch_stack() == 0
     )
 
@@ -136,30 +135,23 @@ def aligned(like: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     return (out, *copies)
 
 
-def derivative(x: Tensor, alpha: float, beta: int, n: int, grad: Tensor | None = None) -> Tensor | None:
-    """sigma^(n)(x), times ``grad`` where given, shape of ``x``; None where the kernel does not apply.
+def derivative(
+    terms: tuple[Summand, ...], alpha: float, beta: int, n: int, grad: Tensor | None = None
+) -> Tensor | None:
+    """sigma^(n) at the sum of one or two summands of one shape, times ``grad``; None where the kernel does not apply.
 
     It applies to float32 and bfloat16 tensors in CPU memory, and keeps their memory format.
     """
-    return derivative_of_sum((Summand(x),), alpha, beta, n, grad)
-
-
-def derivative_of_sum(
-    terms: tuple[Summand, ...], alpha: float, beta: int, n: int, grad: Tensor | None = None
-) -> Tensor | None:
-    """:func:`derivative` at the sum of one or two summands of one shape."""
     tensors = [term.x for term in terms] + ([] if grad is None else [grad])
     if not _takes(*tensors) or (library := _library()) is None:
         return None
     out, *tensors = aligned(*tensors)
-    pointers = [pointer for term, x in zip(terms, tensors, strict=False) for pointer in (x, term.scale, term.shift)] + [
-        None
-    ] * (6 - 3 * len(terms))
+    parts = [part for term, x in zip(terms, tensors, strict=False) for part in (x, term.scale, term.shift)]
+    pointers = (ctypes.c_void_p * 6)(*(None if t is None else t.data_ptr() for t in parts))  # those missing are NULL
     width, rows = _table(alpha, beta, n)
     library.rctaf_derivative(
-        (ctypes.c_void_p * 6)(*(t if t is None else t.data_ptr() for t in pointers)), *channels(out),
-        None if grad is None else tensors[-1].data_ptr(), out.data_ptr(), out.dtype == torch.bfloat16, out.numel(),
-        alpha, beta, n, width, rows, torch.get_num_threads(),
+        pointers, *channels(out), None if grad is None else tensors[-1].data_ptr(), out.data_ptr(),
+        out.dtype == torch.bfloat16, out.numel(), alpha, beta, n, width, rows, torch.get_num_threads(),
     )  # fmt: skip
     return out
 

@@ -120,16 +120,11 @@ def _fits(beta: int, n: int) -> bool:
     return all(abs(a) < 2**63 for row in polynomials(beta, n) for a in row)
 
 
-def derivative(x: Tensor, alpha: float, beta: int, n: int, grad: Tensor | None = None) -> Tensor | None:
-    """sigma^(n)(x), times ``grad`` where given, shape, dtype and memory format of ``x``; None for double precision
-    and where the kernel cannot be compiled: for high derivatives of high orders."""
-    return derivative_of_sum((Summand(x),), alpha, beta, n, grad)
-
-
-def derivative_of_sum(
+def derivative(
     terms: tuple[Summand, ...], alpha: float, beta: int, n: int, grad: Tensor | None = None
 ) -> Tensor | None:
-    """:func:`derivative` at the sum of one or two summands of one shape."""
+    """sigma^(n) at the sum of one or two summands of one shape, times ``grad``, in their dtype and memory format; None
+    for double precision and where the kernel cannot be compiled: for high derivatives of high orders."""
     tensors = [term.x for term in terms] + ([] if grad is None else [grad])
     if not _takes(*tensors) or not _fits(beta, n):
         return None

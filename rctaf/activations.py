@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from rctaf import _after_norm, _kernels
 from rctaf._derivative import Derivative
@@ -280,3 +281,14 @@ ACTIVATION_MODULES = (
     RCTAF, Sharpened, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
     nn.Mish, nn.Softplus, nn.Hardswish, nn.Threshold,
 )  # fmt: skip
+
+
+def modules_of(network: nn.Module) -> dict[nn.Module, str]:
+    """The modules of a network and their names, without those that compute a weight (``torch.nn.utils.parametrize``).
+
+    >>> layer = nn.utils.parametrize.register_parametrization(nn.Linear(2, 2), "weight", nn.Softplus())
+    >>> list(modules_of(nn.Sequential(layer, nn.ReLU())).values())
+    ['', '0', '0.parametrizations', '1']
+    """
+    weights: set[nn.Module] = {module for module in network.modules() if isinstance(module, ParametrizationList)}
+    return {module: name for name, module in network.named_modules(memo=weights)}

@@ -23,13 +23,14 @@ def repeatable() -> Iterator[None]:
     - No TensorFloat-32, which cuDNN uses by default and whose 10 bits are not the fp32 of a record.
     - cuDNN takes its algorithms by rule, not by the clock.
     - Denormals are zero: a large alpha makes them, and they cost a CPU twice the time.
+    - Gradients are on, even if the caller has switched them off or is in ``torch.inference_mode``.
 
     Also a decorator: ``@repeatable()``.
     """
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
-    flushed = bool(torch.tensor(1e-39) * 1 == 0)  # torch has no other way to ask
-    with no_tf32():
+    flushed = bool(torch.tensor(1e-39, device="cpu") * 1 == 0)  # torch has no other way to ask
+    with no_tf32(), torch.inference_mode(False):
         cudnn.deterministic, cudnn.benchmark = True, False
         torch.set_flush_denormal(True)
         try:

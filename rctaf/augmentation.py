@@ -13,11 +13,11 @@ PADDING = 4  # of the random crop, as in every recipe here
 
 
 def augment(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """Augment a batch; returns a new batch of the same shape and dtype.
+    """Augment a batch; returns one of the same shape and dtype.
 
     Args:
         x: images [N, C, H, W], any dtype.
-        kind: ``none``, ``crop`` (zero-padded by 4, cropped back at random) or ``crop_flip``
+        kind: ``none`` (the batch itself), ``crop`` (zero-padded by 4, cropped back at random) or ``crop_flip``
             (then mirrored left-right with probability 1/2).
         generator: source of randomness, on the device of ``x``.
 

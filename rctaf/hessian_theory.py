@@ -162,8 +162,8 @@ def _forward(
     inputs, jets = [x], []
     for linear, activation in zip(linears, activations, strict=False):
         z = linear(inputs[-1])
-        h = activation(z)
-        if not torch.allclose(activation(z.reshape(-1, 1)).reshape(z.shape), h):
+        h = activation(z.clone())  # it may work in place
+        if not torch.allclose(activation(z.clone().reshape(-1, 1)).reshape(z.shape), h):
             raise ValueError(f"activation {activation} mixes the entries of its input; expected an elementwise one")
         inputs.append(h)
         jets.append(_slope_and_bend(activation, z))
@@ -172,7 +172,7 @@ def _forward(
 
 def _slope_and_bend(activation: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
     # the gradient of a sum of elementwise values is the elementwise derivative
-    slope = torch.func.grad(lambda t: activation(t).sum())
+    slope = torch.func.grad(lambda t: activation(t.clone()).sum())
     bend = torch.func.grad(lambda t: slope(t).sum())
     return slope(z), bend(z)
 

@@ -20,8 +20,9 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
-from rctaf.activations import ACTIVATION_MODULES, activate_sum, rctaf
+from rctaf.activations import ACTIVATION_MODULES, activate_sum, modules_of, rctaf
 from rctaf.arithmetic import random_numbers_kept
 
 _FUNCTION_NAMES = (
@@ -42,9 +43,10 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
     """Put a new activation in every place of ``model`` that holds one; change the model in place.
 
     An activation here is an elementwise rectifier: :class:`RCTAF`, ReLU, ReLU6, LeakyReLU, PReLU, RReLU, ELU, CELU,
-    SELU, GELU, SiLU, Mish, Softplus, Hardswish, Threshold. Gates and normalisers (sigmoid, tanh, softmax, GLU) stay.
-    A place is an attribute of a module, however deep, that holds an activation module or a function such as
-    ``F.relu`` (as in ``nn.TransformerEncoderLayer``). A module that stands in several places stays shared.
+    SELU, GELU, SiLU, Mish, Softplus, Hardswish, Threshold. Gates and normalisers (sigmoid, tanh, softmax, GLU) stay,
+    and so does what computes a weight (``torch.nn.utils.parametrize``). A place is an attribute of a module, however
+    deep, that holds an activation module or a function such as ``F.relu`` (as in ``nn.TransformerEncoderLayer``). A
+    module that stands in several places stays shared.
 
     An activation *called* as a function in the code of a forward method, made there, or held in a plain list, tuple or
     dict cannot be replaced from outside and is an error, never passed over in silence. To find it, the forward of every
@@ -84,6 +86,7 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
         raise ValueError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
     if isinstance(model, ACTIVATION_MODULES):
         raise ValueError(f"the model is itself an activation, with nothing around it to change: {model!r}")
+    modules = modules_of(model)
     out_of_reach, in_place = _obstacles(model)
     _refuse(
         "activations inside code or plain containers cannot be replaced",
@@ -92,7 +95,7 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
     )
     hooked = [
         f"{path} ({type(module).__name__})"
-        for path, module in model.named_modules()
+        for module, path in modules.items()
         if isinstance(module, ACTIVATION_MODULES)
         if any(value for name, value in vars(module).items() if name.endswith("_hooks"))
     ]
@@ -100,19 +103,18 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
     _refuse("what replaces an activation does not work in place", in_place, "use its result instead (h = self.act(h))")
 
     places: list[tuple[nn.Module, str, Any]] = []
-    for parent in model.modules():
+    for parent in modules:
         held = [(name, child) for name, child in parent._modules.items() if isinstance(child, ACTIVATION_MODULES)]
         places += [(parent, name, child) for name, child in held]
         places += [(parent, name, (parent, name)) for name in _function_attributes(parent)]
-    new = {
-        old: factory() for old in dict.fromkeys(old for _, _, old in places)
-    }  # one for each, however often it stands
+    # one for each, however often it stands
+    new = {old: factory() for old in dict.fromkeys(old for _, _, old in places)}
     for made in new.values():
         if not isinstance(made, nn.Module):
             raise ValueError(f"factory must return a module, got {made!r}")
     for parent, name, old in places:
         setattr(parent, name, new[old].train(parent.training))
-    for module in model.modules():
+    for module in modules:
         # As the constructors set them for any other activation: the fast path of nn.TransformerEncoderLayer computes
         # ReLU or GELU itself, whatever the layer holds, and only that path takes the encoder's nested tensors.
         if "activation_relu_or_gelu" in vars(module):
@@ -172,15 +174,16 @@ def _contents(thing: Any) -> Iterator[Any]:
 def _obstacles(model: nn.Module) -> tuple[list[str], list[str]]:
     """Where the model calls, makes or holds an activation that no other can be put in place of, and which; and where
     it relies on one to change a tensor in place."""
-    paths = {module: path for path, module in model.named_modules()}
+    paths = modules_of(model)
     held: dict[tuple[nn.Module, str], None] = {}  # a set that keeps its order
     todo = list(paths)
     for module in todo:  # which grows by the modules that stand in plain containers: PyTorch does not know of them
         for name, value in vars(module).items():
             for inner in _contents(value) if name not in ("_parameters", "_buffers", "_modules") else ():
                 if isinstance(inner, nn.Module) and (inner not in paths or isinstance(inner, ACTIVATION_MODULES)):
-                    new = {part: f"{paths[module]}.{name}".strip(".") for part in inner.modules() if part not in paths}
-                    kinds = [type(part).__name__ for part in inner.modules() if isinstance(part, ACTIVATION_MODULES)]
+                    parts = modules_of(inner)
+                    new = {part: f"{paths[module]}.{name}".strip(".") for part in parts if part not in paths}
+                    kinds = [type(part).__name__ for part in parts if isinstance(part, ACTIVATION_MODULES)]
                     held |= {(module, f"holds {kind} in {name!r}"): None for kind in kinds}
                     paths |= new
                     todo += new
@@ -292,7 +295,7 @@ class _OwnCode(torch.fx.Tracer):
         return super().create_proxy(kind, target, args, *more, **named)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if m in self.model or isinstance(m, _Held):
+        if m in self.model or isinstance(m, _Held | ParametrizationList):
             called = self.create_proxy("call_module", "closed", args, kwargs)
             called.node.meta["closed"] = self.model.get(m, m)
             return called

@@ -14,6 +14,7 @@ from torch.profiler import profile
 from torch.utils.checkpoint import checkpoint
 
 from rctaf import RCTAF, _after_norm, _kernels, _native, activate_sum
+from rctaf._native import Summand
 from rctaf.models import make_model
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -139,12 +140,12 @@ def test_the_kernel_adds_what_the_formula_adds(shape, memory_format, dtype):
     x, other, grad = (torch.randn(shape, generator=generator).to(dtype) for _ in range(3))
     x = x.to(memory_format=memory_format)  # the others in another order
     scale, shift = torch.rand(2, shape[1], generator=generator) + 0.5
-    a, b = _native.Summand(x, scale, shift), _native.Summand(other, shift, scale)
-    for terms in ((a,), (a, _native.Summand(other)), (_native.Summand(x), b), (a, b)):
+    a, b = Summand(x, scale, shift), Summand(other, shift, scale)
+    for terms in ((a,), (a, Summand(other)), (Summand(x), b), (a, b)):
         values = [_kernels.value(term) for term in terms]
         total = values[0] if len(terms) == 1 else values[0] + values[1]
-        got = _native.derivative_of_sum(terms, 7.0, 2, 1, grad)
-        assert torch.equal(got, _native.derivative(total, 7.0, 2, 1, grad))
+        got = _native.derivative(terms, 7.0, 2, 1, grad)
+        assert torch.equal(got, _native.derivative((Summand(total),), 7.0, 2, 1, grad))
 
 
 @pytest.mark.parametrize("beta", [1, 2])

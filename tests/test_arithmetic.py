@@ -62,3 +62,18 @@ def test_as_a_decorator_it_holds_for_every_call():
         assert (torch.tensor(1e-39) / 10).item() > 0
     finally:
         torch.set_flush_denormal(True)
+
+
+@repeatable()
+def slope_of_a_square():
+    x = torch.ones((), requires_grad=True)
+    return torch.autograd.grad(x * x, x)[0].item()
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_inside_one_can_differentiate_whatever_the_caller_has_switched_off(mode):
+    with mode():
+        before = torch.is_inference_mode_enabled()
+        assert slope_of_a_square() == 2
+        assert torch.is_inference_mode_enabled() == before
+        assert not torch.is_grad_enabled()

@@ -165,6 +165,37 @@ def test_every_activation_of_our_networks_is_met_once(network_name):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
+def test_what_the_caller_is_in_changes_nothing(images):
+    net = network(nn.PReLU(3).double(), RCTAF(4.0, 2))
+    expected = effective_curvature(net, images)
+    with torch.inference_mode():
+        assert effective_curvature(net, images) == expected
+    with torch.device("meta"):  # in place of a GPU as the device where tensors are made
+        assert effective_curvature(net, images) == expected
+
+
+def test_hooks_of_an_activation_see_the_networks_own_values_only(images):
+    net, seen = network(nn.SiLU(), nn.Mish()), []
+    net.act.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    effective_curvature(net, images)
+    assert seen == [(30, 3, 5, 5)]
+
+
+def test_a_compiled_network_is_measured_as_it_is(images):
+    net = network(nn.SiLU(), RCTAF(4.0, 2))
+    expected = [layer.std for layer in effective_curvature(net, images)]
+    compiled = torch.compile(net, backend="eager")
+    with torch.no_grad():
+        compiled(images)  # what has been compiled takes no notice of later hooks
+    assert [layer.std for layer in effective_curvature(compiled, images)] == expected
+
+
+def test_what_computes_a_weight_is_no_layer(images):
+    net = network(nn.SiLU(), nn.SiLU())
+    nn.utils.parametrize.register_parametrization(net.mix, "weight", nn.Softplus().double())
+    assert [layer.name for layer in effective_curvature(net, images)] == ["act", "act2"]
+
+
 def test_nothing_to_measure_is_said(images):
     with pytest.raises(ValueError, match="no images"):
         effective_curvature(network(nn.SiLU(), nn.SiLU()), images[:0])

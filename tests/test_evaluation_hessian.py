@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, jacrev
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rctaf.activations import RCTAF
 from rctaf.evaluation import hessian as module
@@ -350,6 +351,12 @@ def test_bad_input_is_refused_in_one_line(images):
         hessian_diagonal_norm(model, F.cross_entropy, (255 * x).byte(), y)
     with pytest.raises(ValueError, match="Flatten has no parameters"):
         hessian_diagonal_norm(nn.Flatten(), F.cross_entropy, x, y)
+    for layers, got in (
+        ((nn.Linear(16, 1), nn.Flatten(0)), r"\[6\]"),
+        ((nn.Unflatten(1, (4, 2, 2)),), r"\[6, 4, 2, 2\]"),
+    ):
+        with pytest.raises(ValueError, match=rf"the model must give logits \[N, C\], got {got}"):
+            hessian_diagonal_norm(nn.Sequential(nn.Flatten(), nn.Linear(16, 16), *layers), F.cross_entropy, x, y)
     of_batch = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten())
     with pytest.raises(ValueError, match="batch norm '1' has no running statistics"):
         hessian_diagonal_norm(of_batch, F.cross_entropy, x, y)
@@ -378,6 +385,29 @@ def test_the_slopes_of_a_prelu_are_parameters_like_others(slopes, number, images
     assert abs(found.square - exact) <= 4 * found.standard_error + 1e-12 * exact
 
 
+def test_attention_has_second_derivatives(images):
+    """PyTorch's fused attention cannot be differentiated forward."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, activation=RCTAF(3.0, 1), batch_first=True)
+
+        def forward(self, x):
+            return self.layer(x.flatten(1, 2)).mean(1)
+
+    torch.manual_seed(0)
+    model = Attention().double().eval()
+    with sdpa_kernel(SDPBackend.MATH):
+        _, full, gauss_newton = brute_force(model, F.cross_entropy, *images)
+    found = hessian_diagonal_norm(
+        model, F.cross_entropy, *images, relative=1e-9, max_probes=256, dtype=torch.float64, seed=1
+    )
+    exact = full.diagonal().square().sum().item()
+    assert abs(found.square - exact) <= 4 * found.standard_error
+    assert found.gauss_newton_square == pytest.approx(gauss_newton.diagonal().square().sum().item(), rel=1e-10)
+
+
 def test_what_the_caller_is_in_changes_nothing(images):
     model = network(lambda: RCTAF(3.0, 1))
     x, y = images
@@ -388,6 +418,11 @@ def test_what_the_caller_is_in_changes_nothing(images):
     expected = measured()
     with torch.no_grad():
         assert measured() == expected
+    with torch.inference_mode():
+        assert measured() == expected
+        x = x.clone()  # which cannot be saved for a backward pass, neither here nor later
+        assert measured() == expected
+    assert measured() == expected
     with torch.autocast("cpu", torch.bfloat16):
         assert measured() == expected
     assert measured(torch.compile(model, backend="eager")) == expected

@@ -208,6 +208,17 @@ def test_relu_has_no_curvature_part():
         assert layer.curvature.flat().count_nonzero() == 0
 
 
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.SiLU])
+def test_activations_may_work_in_place(kind):
+    model = mlp((3, 4, 4, 2), kind())
+    x, y = problem((3, 4, 4, 2), "squared")
+    expected = [layer.exact.flat() for layer in hessian_diagonal(model, x, y, "squared")]
+    for module in model[1::2]:
+        module.inplace = True
+    found = [layer.exact.flat() for layer in hessian_diagonal(model, x, y, "squared")]
+    assert all(map(torch.equal, found, expected))
+
+
 def test_the_batch_is_averaged():
     torch.manual_seed(6)
     model = mlp((3, 4, 2), Recursion(2.0, 1))

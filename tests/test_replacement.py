@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 from rctaf import RCTAF, rctaf
 from rctaf import replace_activations as replace
@@ -274,7 +275,7 @@ class Squares(nn.Module):
 def parametrized():
     """Its class is one that PyTorch makes; its forward is still ours."""
     made = Weighted()
-    nn.utils.parametrize.register_parametrization(made, "weight", Squares())
+    parametrize.register_parametrization(made, "weight", Squares())
     return made
 
 
@@ -285,6 +286,43 @@ class Weighted(nn.Module):
 
     def forward(self, x):
         return F.relu(x * self.weight)
+
+
+class Scaled(Weighted):
+    def forward(self, x):
+        return x * self.weight
+
+
+class ScaledUntraceable(Weighted):
+    def forward(self, x):
+        return x * self.weight if x.sum() > 0 else x
+
+
+class Positive(nn.Module):
+    def forward(self, weight):
+        return F.softplus(weight)
+
+
+@pytest.mark.parametrize("make", [nn.Softplus, Positive, lambda: nn.Sequential(nn.Identity(), nn.Softplus())])
+def test_what_computes_a_weight_is_no_activation_of_the_network(make):
+    model = nn.Sequential(nn.Linear(2, 2), Scaled(), ScaledUntraceable(), nn.ReLU())
+    for layer in model[:3]:
+        parametrize.register_parametrization(layer, "weight", make())
+    before = repr(model[:3])
+    assert replace(model, new) == 1
+    assert repr(model[:3]) == before
+
+
+def test_a_module_that_computes_a_weight_too_is_replaced_where_it_is_an_activation():
+    softplus = nn.Softplus()
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(softplus))
+    parametrize.register_parametrization(model[0], "weight", softplus)
+    assert replace(model, new) == 1
+    assert model[0].parametrizations.weight[0] is softplus
+    handle = softplus.register_forward_hook(lambda *_: None)
+    model[1][0] = nn.ReLU()
+    assert replace(model, new) == 1  # the hook stays where it is
+    handle.remove()
 
 
 def rectified(x):

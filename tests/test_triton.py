@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rctaf import RCTAF, _kernels, _native, rctaf
+from rctaf import RCTAF, _kernels, rctaf
+from rctaf._native import Summand
 from rctaf.family import polynomials
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -61,7 +62,7 @@ def test_agrees_with_double_precision(alpha, beta, triton_kernel):
     x = _points(alpha)
     for n in range(4):
         truth = _kernels.derivative(x.double(), alpha, beta, n)
-        got = triton_kernel.derivative(x.to(DEVICE), alpha, beta, n).cpu().double()
+        got = triton_kernel.derivative((Summand(x.to(DEVICE)),), alpha, beta, n).cpu().double()
         # The bound of the C kernel, whose formula this is: u eps of exp, times the terms of both signs that order 5
         # adds up before they cancel
         scale = truth.abs() + truth[x.abs() < 1e30].abs().max() if n else truth.abs() + 1 / alpha
@@ -72,8 +73,8 @@ def test_agrees_with_double_precision(alpha, beta, triton_kernel):
 @pytest.mark.parametrize(("beta", "last"), [(2, 19), (7, 13), (12, 7)])
 def test_where_coefficients_outgrow_64_bits_the_plain_formula_serves(beta, last, triton_kernel):
     x = torch.linspace(-3, 3, 40).to(DEVICE)
-    assert triton_kernel.derivative(x, 1.0, beta, last) is not None
-    assert triton_kernel.derivative(x, 1.0, beta, last + 1) is None
+    assert triton_kernel.derivative((Summand(x),), 1.0, beta, last) is not None
+    assert triton_kernel.derivative((Summand(x),), 1.0, beta, last + 1) is None
     truth = _kernels.derivative(x.double().cpu(), 1.0, beta, last + 1)
     got = _kernels.derivative(x, 1.0, beta, last + 1).double().cpu()
     # terms of both signs cancel by all but three digits in single precision
@@ -86,7 +87,7 @@ def test_where_coefficients_outgrow_64_bits_the_plain_formula_serves(beta, last,
 def test_small_tails_keep_their_relative_precision(beta, n, triton_kernel):
     x = torch.tensor([-60.0, -40.0, -20.0, -17.0]) / 7
     truth = _kernels.derivative(x.double(), 7.0, beta, n)
-    got = triton_kernel.derivative(x.to(DEVICE), 7.0, beta, n).cpu().double()
+    got = triton_kernel.derivative((Summand(x.to(DEVICE)),), 7.0, beta, n).cpu().double()
     # rounding alpha x and the argument of exp2 moves e^-u by u eps each, u <= 60; 4 roundings besides
     assert ((got - truth) / truth).abs().max() < (2 * 60 + 4) * torch.finfo(torch.float32).eps
 
@@ -97,7 +98,7 @@ def test_small_tails_keep_their_relative_precision(beta, n, triton_kernel):
 def test_half_precision_is_rounded_once(dtype, beta, triton_kernel):
     x = torch.linspace(-8, 8, 1001).to(dtype)
     for n in range(3):
-        got = triton_kernel.derivative(x.to(DEVICE), 14.0, beta, n).cpu()
+        got = triton_kernel.derivative((Summand(x.to(DEVICE)),), 14.0, beta, n).cpu()
         assert got.dtype == dtype
         truth = _kernels.derivative(x.double(), 14.0, beta, n)
         # Half a unit in the last place, 1 % for single precision before it, the spacing of numbers near 0; beyond
@@ -133,12 +134,12 @@ def test_a_sum_of_batch_norms_is_computed_again(memory_format, dtype, triton_ker
     x, other, grad = (torch.randn(4, 5, 6, 7, generator=generator).to(dtype) for _ in range(3))
     scale, shift = torch.rand(2, 5, generator=generator) + 0.5
     x = x.to(memory_format=memory_format)
-    a, b = (_native.Summand(t.to(DEVICE), scale.to(DEVICE), shift.to(DEVICE)) for t in (x, other))
-    for terms in ((a,), (a, _native.Summand(b.x)), (_native.Summand(a.x), b), (a, b)):
+    a, b = (Summand(t.to(DEVICE), scale.to(DEVICE), shift.to(DEVICE)) for t in (x, other))
+    for terms in ((a,), (a, Summand(b.x)), (Summand(a.x), b), (a, b)):
         values = [_kernels.value(term).cpu() for term in terms]
         total = values[0] if len(values) == 1 else values[0] + values[1]
         truth = _kernels.derivative(total.double(), 14.0, 2, 1) * grad.double()
-        got = triton_kernel.derivative_of_sum(terms, 14.0, 2, 1, grad.to(DEVICE))
+        got = triton_kernel.derivative(terms, 14.0, 2, 1, grad.to(DEVICE))
         assert got.is_contiguous(memory_format=memory_format)
         # The result and what it is computed from, each perhaps rounded to its other neighbour (the interpreter cuts
         # bfloat16 off); what the bend makes of that, and of the change of the bend meanwhile.
@@ -152,14 +153,14 @@ def test_a_sum_of_batch_norms_is_computed_again(memory_format, dtype, triton_ker
 @runs
 def test_gaps_kinds_and_nothing(triton_kernel):
     x = torch.randn(6, 8, device=DEVICE)
-    got = triton_kernel.derivative(x[:, ::2], 2.0, 1, 0)
+    got = triton_kernel.derivative((Summand(x[:, ::2]),), 2.0, 1, 0)
     torch.testing.assert_close(got, x[:, ::2] * torch.sigmoid(2 * x[:, ::2]))
-    assert triton_kernel.derivative(x.double(), 2.0, 1, 0) is None
-    assert triton_kernel.derivative(x[:0], 2.0, 1, 0).shape == (0, 8)
+    assert triton_kernel.derivative((Summand(x.double()),), 2.0, 1, 0) is None
+    assert triton_kernel.derivative((Summand(x[:0]),), 2.0, 1, 0).shape == (0, 8)
     nan = torch.full((3,), float("nan"), device=DEVICE)
     for beta in range(3):
         for n in range(3):
-            assert triton_kernel.derivative(nan, 1.0, beta, n).isnan().all()
+            assert triton_kernel.derivative((Summand(nan),), 1.0, beta, n).isnan().all()
     assert triton_kernel.softplus_backward(nan, 1.0, nan).isnan().all()
 
 

@@ -152,11 +152,11 @@ def _attack(
     with torch.no_grad():
         logits = torch.cat([model(part) for part in x.split(batch_size)])
     key = _fingerprint(settings, logits, x, y)
-    found = _read_state(state, key)
+    doc = _read_state(state, key)
     log = _Warnings()
-    if found is None:
+    if doc is None:
         correct = _start(model, x, y, logits, batch_size, checks, log)
-        doc: dict[str, Any] = {
+        doc = {
             "key": key,
             "clean": int(correct.sum()),
             "survivors": _pack(correct),  # when the current attack began
@@ -166,9 +166,7 @@ def _attack(
             "warnings": log.messages,
             "seconds": 0.0,
         }
-    else:
-        doc = found
-        log.messages = doc["warnings"]
+    log.messages = doc["warnings"]
 
     for part in (adversary.apgd, adversary.apgd_targeted):
         part.logger = log

@@ -24,13 +24,14 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rctaf.activations import ACTIVATION_MODULES, RCTAF
+from rctaf.activations import ACTIVATION_MODULES, RCTAF, modules_of
 from rctaf.arithmetic import repeatable
 from rctaf.family import curvature
 from rctaf.models.norm import eval_mode
@@ -83,7 +84,7 @@ def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> l
     """
     if len(x) == 0:
         raise ValueError("no images given, expected at least one")
-    names = {module: name for name, module in model.named_modules()}
+    names = modules_of(model)
     sums: dict[nn.Module, _Sums] = {}
     # a batch norm is "directly before" if its output is what comes in
     last_norm: tuple[Tensor, nn.Module] | None = None
@@ -101,19 +102,15 @@ def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> l
         entry.squares += wide.square().sum().item()
         entry.norm = last_norm[1] if last_norm is not None and last_norm[0] is z else None
 
-    hooks = []
-    for module in names:
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            hooks.append(module.register_forward_hook(after_norm))
-        elif isinstance(module, ACTIVATION_MODULES):
-            hooks.append(module.register_forward_pre_hook(before_activation, with_kwargs=True))
-    try:
-        with eval_mode(model), torch.no_grad():
-            for part in x.split(batch_size):
-                model(part)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    # compiled code may take no notice of hooks
+    with ExitStack() as hooks, eval_mode(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for module in names:
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                hooks.enter_context(module.register_forward_hook(after_norm))
+            elif isinstance(module, ACTIVATION_MODULES):
+                hooks.enter_context(module.register_forward_pre_hook(before_activation, with_kwargs=True))
+        for part in x.split(batch_size):
+            model(part)
     if not sums:
         raise ValueError("the model used no activation module (RCTAF, or one of PyTorch's)")
     return [_layer(names[module], module, entry) for module, entry in sums.items()]
@@ -122,7 +119,8 @@ def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> l
 def _layer(name: str, module: nn.Module, entry: _Sums) -> LayerCurvature:
     if not math.isfinite(entry.squares):  # the largest of nothing and NaN would be a deviation of 0
         raise ValueError(f"what comes into activation {name!r} is not finite: has the training diverged?")
-    std, alpha = entry.std(), module.alpha if isinstance(module, RCTAF) else None
+    std = entry.std()
+    alpha = module.alpha if isinstance(module, RCTAF) else None
     bound = curvature(module.alpha, module.beta) if isinstance(module, RCTAF) else _measured_curvature(module)
     gain = getattr(entry.norm, "weight", None)
     return LayerCurvature(
@@ -143,19 +141,20 @@ def _measured_curvature(module: nn.Module) -> float | None:
     def derivatives(points: Tensor) -> tuple[Tensor, Tensor]:
         """σ′ and σ″ at the points, [points, channels]."""
         z = points[:, None].repeat(1, channels).requires_grad_()
-        (first,) = torch.autograd.grad(activation(z.clone()).sum(), z, create_graph=True)
+        sigma = activation.forward(z.clone())  # past the caller's hooks, which the copy has too
+        (first,) = torch.autograd.grad(sigma.sum(), z, create_graph=True)
         second = torch.autograd.grad(first.sum(), z)[0] if first.requires_grad else torch.zeros_like(z)
         return first.detach(), second
 
-    with torch.enable_grad():
-        sides = torch.tensor([-1e-12, 1e-12], dtype=torch.float64)
-        ends = derivatives(sides)[1]
-        # coarse, then around the largest: an error of (1e-7)² times the fourth derivative
-        points = torch.linspace(-20, 20, 40001, dtype=torch.float64)
-        slopes, bends = derivatives(points)
-        # between two points σ′ changes by their distance times max|σ″|, and by more only where it jumps
-        if slopes.diff(dim=0).abs().max() > 1.01 * 1e-3 * torch.maximum(bends.abs().max(), ends.abs().max()) + 1e-6:
-            return None
-        peak = points[bends.abs().amax(1).argmax()]
-        fine = derivatives(peak + torch.linspace(-1e-3, 1e-3, 20001, dtype=torch.float64))[1]
-        return max(fine.abs().max().item(), ends.abs().max().item())
+    options: Any = {"dtype": torch.float64, "device": "cpu"}
+    sides = torch.tensor([-1e-12, 1e-12], **options)
+    ends = derivatives(sides)[1]
+    # coarse, then around the largest: an error of (1e-7)² times the fourth derivative
+    points = torch.linspace(-20, 20, 40001, **options)
+    slopes, bends = derivatives(points)
+    # between two points σ′ changes by their distance times max|σ″|, and by more only where it jumps
+    if slopes.diff(dim=0).abs().max() > 1.01 * 1e-3 * torch.maximum(bends.abs().max(), ends.abs().max()) + 1e-6:
+        return None
+    peak = points[bends.abs().amax(1).argmax()]
+    fine = derivatives(peak + torch.linspace(-1e-3, 1e-3, 20001, **options))[1]
+    return max(fine.abs().max().item(), ends.abs().max().item())

@@ -36,6 +36,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,7 @@ import torch
 from scipy.special import stdtrit  # of scipy.stats it is the part that loads at once
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from rctaf.arithmetic import repeatable
@@ -128,10 +130,8 @@ class _Problem:
         self.theta = torch.cat([p.flatten() for p in named.values()])
 
     def logits(self, theta: Tensor, x: Tensor) -> Tensor:
-        pieces = theta.split(self.sizes)
-        named = {
-            n: piece.view(shape) for n, shape, piece in zip(self.shapes, self.shapes.values(), pieces, strict=True)
-        }
+        pieces = zip(self.shapes.items(), theta.split(self.sizes), strict=True)
+        named = {n: piece.view(shape) for (n, shape), piece in pieces}
         with _PReLUWrittenOut():  # here, for what torch.func calls does not see a mode that is set around it
             return functional_call(self.model, (named, self.buffers), (x,))
 
@@ -143,12 +143,11 @@ class _Problem:
             nonlocal size
             size += output.numel() if isinstance(output, Tensor) else 0
 
-        layers = [m for m in self.model.modules() if not list(m.children())]
-        hooks = [layer.register_forward_hook(count) for layer in layers]
-        with torch.no_grad():
+        with ExitStack() as hooks, torch.no_grad():
+            for module in self.model.modules():
+                if not list(module.children()):
+                    hooks.enter_context(module.register_forward_hook(count))
             self.logits(self.theta, self.x[:1])
-        for hook in hooks:
-            hook.remove()
         number = max(1, _LAYER_ELEMENTS // (max(size, 1) * directions))  # a forward may use no layers at all
         return [slice(i, i + number) for i in range(0, len(self.x), number)]
 
@@ -156,6 +155,8 @@ class _Problem:
         """The logits z [N, C], ∂ℓ/∂z [N, C] and the per-image blocks ∂²ℓ/∂z² [N, C, C]."""
         with torch.no_grad():
             z = torch.cat([self.logits(self.theta, part) for part in self.x.split(_IMAGES)])
+        if z.ndim != 2:
+            raise ValueError(f"the model must give logits [N, C], got {list(z.shape)}")
         z.requires_grad_()
         (slope,) = torch.autograd.grad(self.loss(z, self.y), z, create_graph=True)
         slope = slope + 0 * z  # also for a loss that is linear in the logits: its second derivative is 0, not missing
@@ -288,7 +289,8 @@ def hessian_diagonal_norm(
         dtype: float32 or float64; the model itself is not changed.
 
     Raises:
-        ValueError: a bad argument, a batch norm without running statistics, or a loss that is not finite.
+        ValueError: a bad argument, other logits than [N, C], a batch norm without running statistics, or a loss that
+            is not finite.
     """
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"images and labels: {len(x)} and {len(y)} given, expected as many of each, at least one")
@@ -306,9 +308,9 @@ def hessian_diagonal_norm(
             )
     with (
         eval_mode(model),
-        torch.enable_grad(),
         torch.autocast(x.device.type, enabled=False),
         torch.compiler.set_stance("force_eager"),  # compiled code has no second derivatives
+        sdpa_kernel(SDPBackend.MATH),  # nor has fused attention
         warnings.catch_warnings(),
     ):
         # torch's own rules for forward mode are still written with the deprecated torch.jit.script

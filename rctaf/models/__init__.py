@@ -96,7 +96,7 @@ def _he_init(model: nn.Module, skip_zeroed: bool) -> None:
             outputs, area = module.out_channels, math.prod(module.kernel_size)
             nn.init.normal_(module.weight, 0.0, math.sqrt(2 / (outputs * area)))
         elif isinstance(module, nn.Linear):
-            torch.nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)
 
 
 def from_config(config: RunConfig, *, in_channels: int, n_classes: int) -> nn.Module:

@@ -50,7 +50,7 @@ def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
-def make_norm(kind: str, channels: int, sets: int = 1) -> nn.Module:
+def make_norm(kind: str, channels: int, sets: int) -> nn.Module:
     """A norm for ``channels`` feature maps: ``batch`` (split where ``sets`` > 1) or ``none`` (the identity).
 
     Raises:
@@ -63,18 +63,6 @@ def make_norm(kind: str, channels: int, sets: int = 1) -> nn.Module:
     if kind == "none":
         return nn.Identity()
     raise ValueError(f"norm must be batch or none, got {kind!r}")
-
-
-def start_as_shortcut(last: nn.Conv2d) -> None:
-    """Zero the last convolution of a residual branch, so that the block begins as its shortcut.
-
-    Without batch norm the variance of a residual sum would double at every block; beginning with empty
-    branches (as in Fixup and SkipInit) keeps any depth trainable at the usual learning rates.
-    """
-    with torch.no_grad():
-        last.weight.zero_()
-        if last.bias is not None:
-            last.bias.zero_()
 
 
 def start_at_gain(model: nn.Module, gain: float) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from rctaf.activations import activate_sum
-from rctaf.models.norm import make_norm, start_as_shortcut
+from rctaf.models.norm import make_norm
 
 Activation = Callable[[], nn.Module]
 
@@ -31,8 +31,14 @@ class _Parts:
         return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=self._norm == "none")
 
     def finish(self, last: nn.Conv2d) -> None:
+        """Without norm, zero the last convolution of a residual branch, so that the block begins as its shortcut.
+
+        The variance of a residual sum would double at every block; beginning with empty branches (as in Fixup and
+        SkipInit) keeps any depth trainable at the usual learning rates.
+        """
         if self._norm == "none":
-            start_as_shortcut(last)
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
 
 class Block(nn.Module):

@@ -148,12 +148,12 @@ def _mish_extrema() -> list[Extremum]:
     return sorted(extrema, key=lambda e: e.at.lower)
 
 
-def halves_in_t(name: str, highest: int) -> list[list[sp.Expr]]:
-    """[σ, σ′, …, σ^(highest)] of a baseline for x < 0 and for x >= 0, with e^x written as t and 1/t, t = e^{-|x|}."""
+def halves_in_t(name: str, last: int) -> list[list[sp.Expr]]:
+    """[σ, σ′, …, σ^(last)] of a baseline for x < 0 and for x >= 0, with e^x written as t and 1/t, t = e^{-|x|}."""
     halves = []
     for half, power, rate in zip(_halves(name), (t, 1 / t), (t, -t), strict=True):
         row = [half.rewrite(sp.exp).subs(sp.exp(x), power).subs(sp.exp(-x), 1 / power)]
-        for _ in range(highest):  # the total derivative, with dt/dx = rate
+        for _ in range(last):  # the total derivative, with dt/dx = rate
             row.append(sp.diff(row[-1], x) + rate * sp.diff(row[-1], t))
             if not half.has(sp.erf):
                 row[-2:] = map(sp.factor, row[-2:])

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -259,7 +259,7 @@ def _compiled(module: nn.Module) -> nn.Module:
     # kernels chosen by rule and not by the clock; older versions of PyTorch have no such option
     options: Any = {"deterministic": True} if "deterministic" in torch._inductor.list_options() else None
     compiled: Any = torch.compile(module, dynamic=False, options=options)
-    return cast(nn.Module, compiled)
+    return compiled
 
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.SGD:
