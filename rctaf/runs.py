@@ -50,12 +50,12 @@ class Busy(Exception):
 
 
 def notebook() -> Path:
-    """The notebook that is one experiment: ``$RCTAF_NOTEBOOK`` if set, else the project's own.
+    """The notebook that is one experiment: ``$RCTAF_NOTEBOOK``, relative to the root, or the project's own.
 
     Raises:
         RunError: it is not there.
     """
-    path = Path(os.environ.get("RCTAF_NOTEBOOK") or ROOT / "notebooks" / "experiments" / "run.ipynb")
+    path = ROOT / (os.environ.get("RCTAF_NOTEBOOK") or "notebooks/experiments/run.ipynb")
     if not path.exists():
         raise RunError(f"no notebook {path}: experiments need a clone of the repository and pip install -e in it")
     return path
