@@ -231,7 +231,7 @@ _AFTER_LONG_TRAINING = (  # in words: the verdicts on a hill, on the rise below 
 
 def longer(judged: pd.DataFrame, value: str, verdicts: Sequence[Verdict]) -> list[Answer]:
     """What longer training changes: the complete seeds of control (f), and what :func:`rctaf.controls.longer` says."""
-    if judged.empty or judged["seed"].nunique() < MIN_SEEDS:
+    if judged["seed"].nunique() < MIN_SEEDS:
         return []
     lengths, smallest = judged["epochs"], judged["curvature"].min()
     least, most = lengths.min(), lengths.max()

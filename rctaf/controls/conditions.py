@@ -73,11 +73,10 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
 
     def more(frame: pd.DataFrame) -> tuple[str, str]:
         frame = where_all_learned(frame)
-        plain = with_norm.reindex(columns=frame.columns)  # an empty frame has no columns
         cells, other = (
-            pd.MultiIndex.from_arrays([f["seed"], f["beta"].astype(float), f["curvature"]]) for f in (frame, plain)
+            pd.MultiIndex.from_arrays([f["seed"], f["beta"].astype(float), f["curvature"]]) for f in (frame, with_norm)
         )
-        frame, plain = frame[cells.isin(other)], plain[other.isin(cells)]
+        frame, plain = frame[cells.isin(other)], with_norm[other.isin(cells)]
         if frame["seed"].nunique() < MIN_SEEDS or len(places(frame)) < 2:
             return (
                 f"Fewer than {MIN_SEEDS} seeds, or than two curvatures at which every network learned, are complete "
@@ -181,7 +180,7 @@ def longer(frame: pd.DataFrame, value: str, data: str) -> list[Verdict]:
             ("Longer training on {data} favours a small max|σ″| over 1, in order {order}", favours_small),
             ("Longer training on {data} favours the paper's range, 4 to 10, over 1, in order {order}", favours_band),
         )
-        for order, rows in (by_order(frame) if len(frame) else dict.fromkeys(ORDERS, frame)).items()
+        for order, rows in (by_order(frame) or dict.fromkeys(ORDERS, frame)).items()
     ]
     together = [
         verdict_on(f"Trained four times as long on {data}, {claim}.", frame, as_in_figure_3(rule), post_hoc=True)

@@ -30,20 +30,18 @@ def measured_rms_curvature(record: Record) -> float:
     :func:`rctaf.family.rms_curvature_at_start` at kappa.
     """
     beta = record.config.beta
-    if beta is None:
-        return math.nan
+    assert beta is not None  # of RCT-AF
     layers = record.metrics["effective_curvature"]
     return math.exp(float(np.mean([math.log(rms_curvature_at_start(layer["kappa"], beta)) for layer in layers])))
 
 
 def with_rms_curvature(frame: pd.DataFrame, records: Sequence[Record]) -> pd.DataFrame:
     """RCT-AF rows with the columns ``rms_start`` and ``rms_measured``."""
-    if frame.empty:
-        return frame
     rows = frame[frame["activation"] == "rctaf"]
     rows = rows.assign(beta=rows["beta"].astype(int))  # astype({"beta": int}) would leave it in pieces
-    measured = {record.run_id: measured_rms_curvature(record) for record in records}
-    return rows.assign(rms_start=_rms_at_start(rows), rms_measured=rows["id"].map(measured))
+    by_id = {record.run_id: record for record in records}
+    measured = [measured_rms_curvature(by_id[run_id]) for run_id in rows["id"]]
+    return rows.assign(rms_start=_rms_at_start(rows), rms_measured=measured)
 
 
 def _rms_at_start(frame: pd.DataFrame) -> list[float]:
@@ -170,7 +168,7 @@ def orders(equal: pd.DataFrame, equal_rms: pd.DataFrame, value: str) -> list[Ver
 
 def with_rms_at_start(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of RCT-AF, ELU and GELU with the column ``rms_start``."""
-    return frame.assign(rms_start=_rms_at_start(frame)) if len(frame) else frame
+    return frame.assign(rms_start=_rms_at_start(frame))
 
 
 def _at_each(
@@ -214,13 +212,12 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
         return _closer(pd.concat(lines, ignore_index=True), value, "rms_start", "functions")
 
     verdicts = [
-        verdict_on(claim.format(name=ACTIVATIONS[name]), rows, judge)
+        verdict_on(claim.format(name=ACTIVATIONS[name]), others[others["activation"] == name], judge)
         for claim, judge in (
             ("{name} is as robust as RCT-AF at equal max|σ″|.", alike),
             ("{name} is most robust at a max|σ″| between 4 and 10.", peak),
         )
         for name in BASELINE_CURVATURES
-        for rows in [others[others["activation"] == name] if len(others) else others]
     ]
     together = "Rms curvature at the start describes RCT-AF, ELU and GELU together better than max|σ″| does."
     return [*verdicts, verdict_on(together, others, closer)]
@@ -241,7 +238,7 @@ def other_functions_at_equal_rms(others: pd.DataFrame, family: pd.DataFrame, val
     return [
         verdict_on(
             f"{ACTIVATIONS[name]} is as robust as RCT-AF at equal rms curvature at the start.",
-            others[others["activation"] == name] if len(others) else others,
+            others[others["activation"] == name],
             lambda rows: same(_at_each(rows, family, "rms_start", "rms curvature"), value),
         )
         for name in BASELINE_CURVATURES
