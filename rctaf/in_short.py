@@ -38,6 +38,7 @@ from rctaf.verdicts import (
     places,
     relu_and_band,
     shared_rows,
+    side,
 )
 from rctaf.words import count, listed, points, typeset
 
@@ -97,15 +98,6 @@ def in_brackets(place: Place) -> str:
     """A place with its interval, and whether it is one."""
     plateau = "" if place.identified else "; a plateau or at the edge of the grid"
     return f"{place.value:.2g} ({place.low:.2g} to {place.high:.2g}{plateau})"
-
-
-def side(place: Place) -> str:
-    """Where an interval lies against the band."""
-    if place.high < BAND[0]:
-        return "below"
-    if place.low > BAND[1]:
-        return "above"
-    return "inside" if BAND[0] <= place.low and place.high <= BAND[1] else "across an edge of"
 
 
 def sides(found: Sequence[Place]) -> str:

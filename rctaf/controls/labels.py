@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-import scipy  # its parts load when first used
 
 from rctaf.controls.common import common_seeds, higher, orders_alike, same, verdict_on
 from rctaf.family import BASELINE_CURVATURES, baseline_rms_curvature, rms_curvature_at_start
 from rctaf.names import ACTIVATIONS
 from rctaf.records import Record
+from rctaf.statistics import KNOTS, natural_splines
 from rctaf.verdicts import Verdict, peak_in_band
-
-_KNOTS = 7  # of a smooth curve, as in rctaf.statistics.optimum
 
 # --- (d) orders at equal curvature, and at equal rms curvature -------------------------------------------------------
 #
@@ -80,10 +78,9 @@ def scatter_about_curve(frame: pd.DataFrame, value: str, label: str, scored: pd.
     """
     scatter = []
     for _, rows in frame.groupby("seed"):
-        knots = min(_KNOTS, rows.groupby("beta").size().min())  # the same under every label
+        knots = min(KNOTS, rows.groupby("beta").size().min())  # the same under every label
         x, y = np.log(rows[label].to_numpy(float)), rows[value].to_numpy(float)
-        at = np.quantile(x, np.linspace(0, 1, knots))
-        q, _ = np.linalg.qr(scipy.interpolate.CubicSpline(at, np.eye(knots), bc_type="natural")(x))
+        q, _ = np.linalg.qr(natural_splines(x, knots)(x))
         terms = (y - q @ (q.T @ y)) ** 2 / (1 - (q**2).sum(axis=1))
         scatter.append(math.sqrt(terms[scored[rows.index].to_numpy(bool)].mean()))
     return np.array(scatter)

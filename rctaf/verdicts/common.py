@@ -212,11 +212,19 @@ def places(rows: pd.DataFrame, value: str, kind: Literal["max", "min"], level: f
     return found_places
 
 
+def side(place: Place) -> str:
+    """Where an interval lies against the band."""
+    if place.high < BAND[0]:
+        return "below"
+    if place.low > BAND[1]:
+        return "above"
+    return "inside" if BAND[0] <= place.low and place.high <= BAND[1] else "across an edge of"
+
+
 def against_band(found: Sequence[Place]) -> str:
     """Supported: all lie inside the band. Not supported: some lies wholly outside. Else undecided."""
-    if any(place.high < BAND[0] or place.low > BAND[1] for place in found):
-        return "not supported"
-    return "supported" if all(BAND[0] <= place.low and place.high <= BAND[1] for place in found) else "undecided"
+    sides = {side(place) for place in found}
+    return outcome_of(sides == {"inside"}, bool(sides & {"below", "above"}))
 
 
 def in_band(claim: str, what: str, frame: pd.DataFrame, value: str, kind: Literal["max", "min"]) -> Verdict:
