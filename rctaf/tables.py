@@ -49,10 +49,7 @@ def runs_table(*cells: pd.DataFrame, percent: bool = True, links: bool = True) -
     unit = " %" if percent else ""
     ends = ["seeds", "records"] if links else ["seeds"]
     heads = [*(names.get(key, key) for key in keys), f"mean{unit}", typeset("95 % interval"), *ends]
-    table = HTML(
-        f'<table class="table runs"><thead><tr>{"".join(f"<th>{name}</th>" for name in heads)}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table>"
-    )
+    table = html_table("table runs", f"<tr>{''.join(f'<th>{name}</th>' for name in heads)}</tr>", lines)
     return folded(f"The numbers of this figure{', and the records behind each' * links}", table)
 
 
@@ -90,10 +87,8 @@ def records_table(records: Sequence[Record]) -> HTML:
         for record, row in zip(records, rows, strict=True)
     ]
     told = "; ".join(f"{name}: {value}" for name, value in same.items())
-    return HTML(
-        (f"<p>The same in all records: {told}.</p>" if same else "")
-        + f'<table class="table records"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
-    )
+    above = f"<p>The same in all records: {told}.</p>" if same else ""
+    return HTML(above + html_table("table records", f"<tr>{head}</tr>", lines).data)
 
 
 def _record_cells(record: Record, row: pd.Series) -> dict[str, str]:
@@ -190,13 +185,17 @@ def verdict_boxes(verdicts: Sequence[Verdict]) -> list[HTML]:
 
 def verdict_table(verdicts: Sequence[Verdict], what: str = "claim of the paper") -> HTML:
     """Several verdicts as one table: ``what`` is judged, what was measured, outcome."""
-    rows = "".join(
+    lines = (
         f"<tr><td>{escape(v.claim)}</td><td>{escape(v.measured)}</td>"
         f'<td><span aria-hidden="true" style="color: {_OUTCOME_COLOURS[v.outcome]}">●</span> {v.outcome}</td></tr>'
         for v in verdicts
     )
-    head = f"<tr><th>{what}</th><th>measured here</th><th>verdict</th></tr>"
-    return HTML(f'<table class="table verdicts"><thead>{head}</thead><tbody>{rows}</tbody></table>')
+    return html_table("table verdicts", f"<tr><th>{what}</th><th>measured here</th><th>verdict</th></tr>", lines)
+
+
+def html_table(classes: str, head: str, lines: Iterable[str]) -> HTML:
+    """A table that book/assets/book.css knows by its classes; ``head`` and ``lines`` are rows of HTML."""
+    return HTML(f'<table class="{classes}"><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table>')
 
 
 def folded(summary: str, table: HTML) -> HTML:
@@ -213,11 +212,11 @@ def outcome_table(outcomes: pd.DataFrame) -> HTML:
         return f'<td style="{tint}">{outcome or "–"}</td>'
 
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("claim", *outcomes.columns))
-    rows = "".join(
+    lines = (
         f'<tr><th scope="row" style="font-weight: normal">{escape(str(claim))}</th>{"".join(map(cell, row))}</tr>'
         for claim, row in outcomes.iterrows()
     )
-    return HTML(f'<table class="table overview"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>')
+    return html_table("table overview", f"<tr>{heads}</tr>", lines)
 
 
 def outcomes_so_far(judged: Iterable[tuple[str, Verdict]], topics: Sequence[str]) -> HTML:
@@ -261,12 +260,11 @@ def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
             means = [measured(runs[column]) for column in ("clean_accuracy", value)]
             here = [*means, runs_link(" ".join(runs["id"]), str(len(runs)))]
         cells = [activation_name(name), *printed, true, *here]
-        lines.append("".join(f"<td>{cell}</td>" for cell in cells))
+        lines.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     curvature = '<th style="white-space: nowrap">max|σ″|</th>'
     head = (
         "<tr><th rowspan='2'>activation</th><th colspan='3'>as printed</th><th colspan='4'>here</th></tr>"
         f"<tr><th>clean %</th><th>AutoAttack %</th>{curvature}"
         f"{curvature}<th>clean %</th><th>{ROBUSTNESS[value]} %</th><th>seeds</th></tr>"
     )
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return HTML(f'<table class="table measured"><thead>{head}</thead><tbody>{body}</tbody></table>')
+    return html_table("table measured", head, lines)
