@@ -126,7 +126,7 @@ def orders(rows: pd.DataFrame, value: str) -> str:
     if rows["beta"].nunique() < 2 or shared.empty:
         return ""
     pairs = orders_coincide(shared, value, below=math.inf, margin=MARGIN)
-    largest = pairs.iloc[int(pairs["largest"].abs().to_numpy(float).argmax())]
+    largest = pairs.iloc[int(pairs["largest"].abs().argmax())]
     e = Estimate.of(largest, "largest")
     conclusion = {
         "supported": f"coincide within {100 * MARGIN:g} point",
@@ -342,7 +342,7 @@ def against_family(
     of_family = family.groupby(label)[value].mean()
     for name, verdict in zip(BASELINE_CURVATURES, judged, strict=False):
         away = 100 * (others[others["activation"] == name].groupby(label)[value].mean() - of_family)
-        at = float(away.index[int(np.nanargmax(away.abs().to_numpy(float)))])
+        at = float(away.index[int(away.abs().argmax())])
         equal.append(
             f"{ACTIVATIONS[name]} and RCT-AF are {said[verdict.outcome]} (largest mean difference, "
             f"{ACTIVATIONS[name]} minus RCT-AF, {away[at]:+z.1f} points, at {at:g})"

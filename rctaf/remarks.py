@@ -45,7 +45,7 @@ def _by_curvature(rows: pd.DataFrame, value: str) -> pd.DataFrame:
 
 def _best(values: pd.DataFrame) -> float:
     """The curvature with the highest mean; ``values`` from :func:`_by_curvature`."""
-    return float(values.index[int(values.mean(axis=1).to_numpy(float).argmax())])
+    return float(values.index[int(values.mean(axis=1).argmax())])
 
 
 def strength(frame: pd.DataFrame, strong: str) -> str:
@@ -280,9 +280,8 @@ def sigma_share(frame: pd.DataFrame, loss: str) -> str:
     if stop:
         return stop.measured
     seeds = rows["seed"].nunique()
-    means = cell_means(rows, "log")
-    order = means["value"].to_numpy(float).argsort()
-    ends = [means.iloc[int(order[end])] for end in (0, -1)]
+    means = cell_means(rows, "log").sort_values("value")
+    ends = [means.iloc[end] for end in (0, -1)]
     low, high = (f"{_ratio(e)} in order {e['beta']:g} at {e['curvature']:g}" for e in ends)
     above, below = (means["low"] > 0).sum(), (means["high"] < 0).sum()
     regions = {

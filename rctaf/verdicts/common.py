@@ -308,6 +308,4 @@ def overview(found: Iterable[tuple[str, Verdict]]) -> pd.DataFrame:
         if scale in table.setdefault(verdict.topic, {}):
             raise ValueError(f"{verdict.topic!r} has two verdicts at {scale}")
         table[verdict.topic][scale] = verdict.outcome
-    scales = dict.fromkeys(scale for row in table.values() for scale in row)
-    rows = [[row.get(scale, "") for scale in scales] for row in table.values()]
-    return pd.DataFrame(rows, index=list(table), columns=list(scales))
+    return pd.DataFrame.from_dict(table, orient="index").fillna("")
