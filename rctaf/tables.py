@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
@@ -14,7 +15,7 @@ from rctaf.evidence import ROBUSTNESS, in_words
 from rctaf.names import DATASETS, activation_name, method_name, network_name
 from rctaf.records import Record, table
 from rctaf.statistics import mean_interval
-from rctaf.verdicts import Verdict
+from rctaf.verdicts import TUNED, Verdict
 from rctaf.words import count, typeset
 
 RECORDS_PAGE = "records.html"  # notebooks/figures/records.ipynb, beside every other figure
@@ -232,13 +233,12 @@ def outcomes_so_far(judged: Iterable[tuple[str, Verdict]], topics: Sequence[str]
     return HTML(f"<p><strong>Outcomes so far.</strong></p><ul>{lines}</ul>")
 
 
-def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
+def table_1(frame: pd.DataFrame, value: str) -> HTML:
     """Table 1 with the paper's printed numbers beside the records of one scale.
 
     Args:
         frame: of one grid, from :func:`rctaf.records.table`.
         value: the column that measures robustness.
-        tuned: max|σ″| of the RCT-AF rows.
     """
 
     def measured(values: pd.Series) -> str:
@@ -249,8 +249,8 @@ def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
     for name, (clean, robust, curvature) in paper.TABLE_1.items():
         kind, _, order = name.partition(" β=")
         if order:
-            near = frame["curvature"].sub(tuned).abs() < 1e-9 * tuned
-            rows, true = frame[(frame["activation"] == kind) & (frame["beta"] == int(order)) & near], f"{tuned:g}"
+            near = np.isclose(frame["curvature"].astype(float), TUNED)
+            rows, true = frame[(frame["activation"] == kind) & (frame["beta"] == int(order)) & near], f"{TUNED:g}"
         else:
             rows, true = frame[frame["activation"] == kind], _true_curvature(kind)
         runs = rows[rows[value].notna()] if value in rows else rows.iloc[:0]
