@@ -263,10 +263,10 @@ def harm(frame: pd.DataFrame, value: str) -> list[Verdict]:
         return judge
 
     return [
-        verdict_on(f"{claim.format(with_=with_)}.", frame, judge(arm))
+        verdict_on(f"{with_}, {claim}.", frame, judge(arm))
         for arm, with_ in CHANGES.items()
         for claim, judge in (
-            ("{with_}, long training harms networks of max|σ″| = 7 less, against networks of 1", less),
-            ("{with_}, networks of max|σ″| = 7 still end less robust than networks of 1", still),
+            ("long training harms networks of max|σ″| = 7 less, against networks of 1", less),
+            ("networks of max|σ″| = 7 still end less robust than networks of 1", still),
         )
     ]
