@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
@@ -367,6 +367,17 @@ class Block(BaseModel):
         return rows
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would keep the last and drop the other without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [name.value for name, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 class Grid(BaseModel):
     """The experiments behind a figure at one scale: a YAML file under ``grids/``."""
 
@@ -385,7 +396,7 @@ class Grid(BaseModel):
             Unreadable: it cannot be used, a ``ValueError`` in one line that says why.
         """
         try:
-            grid = cls.model_validate(yaml.safe_load(Path(path).read_text()))
+            grid = cls.model_validate(yaml.load(Path(path).read_text(), _Loader))
             grid.cells()
         except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
             raise Unreadable(f"grid {path}: {explain(error)}") from None

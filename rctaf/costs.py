@@ -10,6 +10,7 @@ from IPython.display import HTML
 from rctaf.names import activation_name
 from rctaf.paper import TABLE_2
 from rctaf.records import results_dir
+from rctaf.tables import html_table
 from rctaf.verdicts import Verdict
 from rctaf.words import count
 
@@ -88,7 +89,8 @@ def table_2(record: Record, quantity: Literal["memory", "time"]) -> HTML:
         one = "β" not in name and row(record, name, "naive") is None  # naive is what PyTorch does anyway
         eager = f"<td colspan='2' class='both'>{own[1]}</td>" if one else f"<td>{own[0]}</td><td>{own[1]}</td>"
         lines.append(
-            f"<td>{activation_name(name)}</td><td>{value:.2f}</td><td>{value / base:.2f}</td>{eager}<td>{own[2]}</td>"
+            f"<tr><td>{activation_name(name)}</td><td>{value:.2f}</td><td>{value / base:.2f}</td>{eager}"
+            f"<td>{own[2]}</td></tr>"
         )
     unit, extra = {"memory": ("GB", "GB"), "time": ("min", "quartiles")}[quantity]
     head = (
@@ -96,8 +98,7 @@ def table_2(record: Record, quantity: Literal["memory", "time"]) -> HTML:
         f"<th colspan='3'>here, over ReLU ({extra})</th></tr>"
         f"<tr><th>{unit}</th><th>over ReLU</th>{''.join(f'<th>{word}</th>' for word in MODES.values())}</tr>"
     )
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return HTML(f'<table class="table"><thead>{head}</thead><tbody>{body}</tbody></table>')
+    return html_table("table", head, lines)
 
 
 def memory_as_printed(record: Record) -> Verdict:
@@ -108,16 +109,11 @@ def memory_as_printed(record: Record) -> Verdict:
     its printed ratio. Not supported: some row does not.
     """
     claim = "A mode exists that reproduces the ratios of memory to ReLU that Table 2 prints."
-    relu = row(record, "relu", "naive") or row(record, "relu", "eager")
-    rows = {name: row(record, name, "naive") or row(record, name, "eager") for name in TABLE_2}
-    lacks = [name for name in rows if name not in NAIVE_IS_EAGER and row(record, name, "naive") is None]
-    if relu is None or None in rows.values() or lacks:
+    rows = {name: row(record, name, "eager" if name in NAIVE_IS_EAGER else "naive") for name in TABLE_2}
+    peaks = {name: r["peak_mib"] for name, r in rows.items() if r}
+    if len(peaks) < len(rows):
         return Verdict(claim, "No naive training step was measured for every activation.", "not testable")
-    off = {
-        name: r["peak_mib"] / relu["peak_mib"] / (TABLE_2[name][0] / TABLE_2["relu"][0]) - 1
-        for name, r in rows.items()
-        if r
-    }
+    off = {name: peak / peaks["relu"] / (TABLE_2[name][0] / TABLE_2["relu"][0]) - 1 for name, peak in peaks.items()}
     worst = max(off, key=lambda name: abs(off[name]))
     words = (
         "Naive mode, whose in-place activations were inferred from the same numbers: the largest deviation from a "

@@ -101,17 +101,16 @@ def span(numbers: Sequence[float]) -> str:
 
 def _settings(configs: Iterable[RunConfig]) -> str:
     """Networks, methods and attacks of some runs, each once, in the order of the grid."""
-    told: list[dict[str, None]] = [{}, {}, {}]
-    for config in configs:
-        attacked = config.autoattack != "none"
-        words = (
+    told = [
+        (
             network_name(config.network, config.width),
             method_name(config.method, config.auto_views),
-            (f"ℓ∞, ε = {config.evaluation_epsilon}, " if attacked else "") + ATTACKS[config.autoattack],
+            (f"ℓ∞, ε = {config.evaluation_epsilon}, " if config.autoattack != "none" else "")
+            + ATTACKS[config.autoattack],
         )
-        for seen, word in zip(told, words, strict=True):
-            seen[word] = None
-    return "; ".join(", ".join(seen) for seen in told)
+        for config in configs
+    ]
+    return "; ".join(", ".join(dict.fromkeys(words)) for words in zip(*told, strict=True))
 
 
 def across_data_sets(scales: Sequence[Evidence]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from plotly.io.json import to_json_plotly
 from plotly.subplots import make_subplots
 
 from rctaf._startup import import_nbformat
-from rctaf.evidence import STRENGTHS, cells, in_words
+from rctaf.evidence import ROBUSTNESS, STRENGTHS, cells, in_words
 from rctaf.names import activation_name
 from rctaf.verdicts import BAND
 from rctaf.words import count, typeset
@@ -117,6 +118,13 @@ def curves(
     fig.update_yaxes(title=_y_title(y_title, percent))
     _titled(fig, title)
     return fig
+
+
+def by_order(frame: pd.DataFrame, value: str, series: str, title: str) -> Iterator[tuple[go.Figure, pd.DataFrame]]:
+    """For each order of RCT-AF: :func:`curves` of the column ``value``, a line per ``series``, and what they show."""
+    for order, rows in frame.groupby("beta"):
+        points = cells(rows, value, by=[series, "curvature"])
+        yield curves(points, ROBUSTNESS.get(value, value), f"order β = {order:g}: {title}", series=series), points
 
 
 def attack_cells(frame: pd.DataFrame) -> pd.DataFrame:

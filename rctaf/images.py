@@ -15,6 +15,7 @@ from rctaf.evaluation.autoattack import unpack_mask
 from rctaf.names import activation_name
 from rctaf.records import Record, table
 from rctaf.statistics import Array, Estimate, mean_interval
+from rctaf.tables import html_table
 from rctaf.verdicts import BAND, MIN_SEEDS, TUNED, by_order, complete_seeds
 from rctaf.words import decimals, typeset
 
@@ -152,6 +153,5 @@ def differences_table(found: Differences) -> HTML:
             for name, (seeds, both) in found.items()
         ),
     ]
-    head, *lines = ("".join(f"<{tag}>{typeset(text)}</{tag}>" for text in texts) for tag, texts in rows)
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return HTML(f'<table class="table measured"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+    head, *lines = (f"<tr>{''.join(f'<{tag}>{typeset(text)}</{tag}>' for text in texts)}</tr>" for tag, texts in rows)
+    return html_table("table measured", head, lines)

@@ -31,6 +31,8 @@ from rctaf.verdicts import (
     complete_seeds,
     falls_beyond,
     hessian_goes_with_robustness,
+    hessian_is_a_valley,
+    hessian_least_in_band,
     hill,
     orders_closer_along_curvature,
     orders_of,
@@ -38,6 +40,7 @@ from rctaf.verdicts import (
     places,
     relu_and_band,
     shared_rows,
+    side,
 )
 from rctaf.words import count, listed, points, typeset
 
@@ -99,15 +102,6 @@ def in_brackets(place: Place) -> str:
     return f"{place.value:.2g} ({place.low:.2g} to {place.high:.2g}{plateau})"
 
 
-def side(place: Place) -> str:
-    """Where an interval lies against the band."""
-    if place.high < BAND[0]:
-        return "below"
-    if place.low > BAND[1]:
-        return "above"
-    return "inside" if BAND[0] <= place.low and place.high <= BAND[1] else "across an edge of"
-
-
 def sides(found: Sequence[Place]) -> str:
     """On which side of the band the intervals lie.
 
@@ -134,7 +128,7 @@ def orders(rows: pd.DataFrame, value: str) -> str:
     if rows["beta"].nunique() < 2 or shared.empty:
         return ""
     pairs = orders_coincide(shared, value, below=math.inf, margin=MARGIN)
-    largest = pairs.iloc[int(pairs["largest"].abs().to_numpy(float).argmax())]
+    largest = pairs.iloc[int(pairs["largest"].abs().argmax())]
     e = Estimate.of(largest, "largest")
     conclusion = {
         "supported": f"coincide within {100 * MARGIN:g} point",
@@ -180,13 +174,22 @@ def against_relu(frame: pd.DataFrame, rows: pd.DataFrame, value: str) -> str:
 
 
 def hessian(frame: pd.DataFrame, value: str) -> str:
-    """Whether a smaller norm goes with robustness, and where ReLU's stands, for each of the two losses."""
+    """The U of the norm and its bottom, whether a smaller one goes with robustness, and ReLU's, for each loss."""
+    shapes: defaultdict[str, list[str]] = defaultdict(list)
+    bottoms: defaultdict[str, list[str]] = defaultdict(list)
     goes: defaultdict[str, list[str]] = defaultdict(list)
     relus: defaultdict[str, list[str]] = defaultdict(list)
     for loss, name in LOSSES.items():
         outcome = hessian_goes_with_robustness(frame, value, loss).outcome
         if outcome == "not testable":
             continue
+        shape = {
+            "supported": "U-shaped",
+            "not supported": "not U-shaped",
+            "undecided": "not shown to be U-shaped",
+        }[hessian_is_a_valley(frame, loss).outcome]
+        shapes[shape].append(name)
+        bottoms[hessian_least_in_band(frame, loss).outcome].append(name)
         column = f"hessian_{loss}.rms"
         rows = complete_seeds(frame.assign(**{value: frame[value].where(frame[column].notna())}), value)
         result = {row["order"]: row for row in spearman(rows, column, value).to_dict("records")}
@@ -207,11 +210,25 @@ def hessian(frame: pd.DataFrame, value: str) -> str:
             relus[judged].append(f"for the {name} ({ratio})")
     if not goes:
         return ""
-    words = f"A smaller norm goes {listed([f'with {said} {listed(found)}' for said, found in goes.items()])}."
+    words = (
+        f"The norm is {listed([f'{shape} {_for(losses)}' for shape, losses in shapes.items()])}. That it is least "
+        f"between {BAND[0]:g} and {BAND[1]:g} is "
+        f"{listed([f'{outcome} {_for(losses)}' for outcome, losses in bottoms.items()])}. A smaller norm goes "
+        f"{listed([f'with {said} {listed(found)}' for said, found in goes.items()])}."
+    )
     if relus:
         found = listed([f"{judged} {listed(losses)}" for judged, losses in relus.items()])
         words += f" ReLU's norm, expected to be larger than RCT-AF's within 4 to 10, is {found}."
     return words
+
+
+def _for(losses: Sequence[str]) -> str:
+    """Names of losses in a sentence.
+
+    >>> _for(["clean loss"]), _for(list(LOSSES.values()))
+    ('for the clean loss', 'for both losses')
+    """
+    return "for both losses" if len(losses) == len(LOSSES) else f"for the {listed(losses)}"
 
 
 _AFTER_LONG_TRAINING = (  # in words: the verdicts on a hill, on the rise below 4 and on the fall beyond 10
@@ -231,7 +248,7 @@ _AFTER_LONG_TRAINING = (  # in words: the verdicts on a hill, on the rise below 
 
 def longer(judged: pd.DataFrame, value: str, verdicts: Sequence[Verdict]) -> list[Answer]:
     """What longer training changes: the complete seeds of control (f), and what :func:`rctaf.controls.longer` says."""
-    if judged.empty or judged["seed"].nunique() < MIN_SEEDS:
+    if judged["seed"].nunique() < MIN_SEEDS:
         return []
     lengths, smallest = judged["epochs"], judged["curvature"].min()
     least, most = lengths.min(), lengths.max()
@@ -350,7 +367,7 @@ def against_family(
     of_family = family.groupby(label)[value].mean()
     for name, verdict in zip(BASELINE_CURVATURES, judged, strict=False):
         away = 100 * (others[others["activation"] == name].groupby(label)[value].mean() - of_family)
-        at = float(away.index[int(np.nanargmax(away.abs().to_numpy(float)))])
+        at = float(away.index[int(away.abs().argmax())])
         equal.append(
             f"{ACTIVATIONS[name]} and RCT-AF are {said[verdict.outcome]} (largest mean difference, "
             f"{ACTIVATIONS[name]} minus RCT-AF, {away[at]:+z.1f} points, at {at:g})"

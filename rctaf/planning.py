@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,16 @@ def plan(path: Path) -> int:
     print(f"{grid.name}: {grid.scale}")
     print(f"{path}: {len(cells)} runs, {len(cells) - len(todo)} done, {len(todo)} to run")
     unknown = todo
-    for (device, threads), (epoch, evaluation) in _measured().items():
+    epoch, evaluation = _measured()
+    for place in dict.fromkeys(place for place, *_ in epoch):
         whole: list[float] = []
         training: list[float] = []
         for config in todo:
-            one, rest = epoch.get(_key(config, _EPOCH)), evaluation.get(_key(config, _EVALUATION))
+            one, rest = epoch.get(_key(place, config, _EPOCH)), evaluation.get(_key(place, config, _EVALUATION))
             if one is not None:
                 (training if rest is None else whole).append(one * config.epochs + (rest or 0.0))
-        unknown = [config for config in unknown if _key(config, _EPOCH) not in epoch]
+        unknown = [config for config in unknown if _key(place, config, _EPOCH) not in epoch]
+        device, threads = place
         what = {None: "GPU-hours", 1: "hours of one CPU thread"}.get(threads, f"hours of {threads} CPU threads")
         if whole:
             print(f"  about {sum(whole) / 3600:.2g} {what} ({device}) for {len(whole)} of them")
@@ -57,28 +60,23 @@ def _short(config: RunConfig) -> RunConfig:
     return RunConfig(**{**config.model_dump(), "epochs": 1, "awp_from": 1, "averaging_from": 1, "n_eval": 100})
 
 
-Times = dict[tuple[Any, ...], float]
-
-
-def _measured() -> dict[tuple[str, int | None], tuple[Times, Times]]:
-    """By device, and threads of a CPU: median seconds of one epoch, and of everything after training."""
-    samples: dict[tuple[str, int | None], tuple[dict[tuple[Any, ...], list[float]], ...]] = {}
+def _measured() -> list[dict[tuple[Any, ...], float]]:
+    """Median seconds of one epoch, and of everything after training, by :func:`_key`."""
+    epoch: defaultdict[tuple[Any, ...], list[float]] = defaultdict(list)
+    evaluation: defaultdict[tuple[Any, ...], list[float]] = defaultdict(list)
     for record in records.load_all():
         seconds = record.history.get("seconds")
         if not seconds:
             continue
         device = record.provenance["device"]
-        threads = record.provenance["threads"] if device.endswith("CPU") else None
-        epoch, evaluation = samples.setdefault((device, threads), ({}, {}))
-        epoch.setdefault(_key(record.config, _EPOCH), []).append(statistics.median(seconds))
+        place = (device, record.provenance["threads"] if device.endswith("CPU") else None)
+        epoch[_key(place, record.config, _EPOCH)].append(statistics.median(seconds))
         # a resumed run's wall time lacks the epochs of its first attempt: never below zero
         rest = max(0.0, record.provenance["wall_s"] - sum(seconds))
-        evaluation.setdefault(_key(record.config, _EVALUATION), []).append(rest)
-    return {
-        place: tuple({key: statistics.median(values) for key, values in kind.items()} for kind in kinds)  # type: ignore[misc]
-        for place, kinds in samples.items()
-    }
+        evaluation[_key(place, record.config, _EVALUATION)].append(rest)
+    return [{key: statistics.median(values) for key, values in kind.items()} for kind in (epoch, evaluation)]
 
 
-def _key(config: RunConfig, fields: Iterable[str]) -> tuple[Any, ...]:
-    return tuple(getattr(config, name) for name in fields)
+def _key(place: tuple[str, int | None], config: RunConfig, fields: Iterable[str]) -> tuple[Any, ...]:
+    """What a time depends on: the device, and how many threads of a CPU; and some settings."""
+    return (place, *(getattr(config, name) for name in fields))

@@ -22,6 +22,7 @@ from rctaf._startup import command
 from rctaf.evidence import Evidence
 from rctaf.records import results_dir, write_text
 from rctaf.statistics import noise_parts
+from rctaf.tables import html_table
 from rctaf.verdicts import BAND, complete_seeds, figure_3
 from rctaf.words import count, listed, typeset
 
@@ -151,10 +152,7 @@ def table(document: Document) -> HTML:
             f'<tr><th scope="row" style="font-weight: normal">{topic}</th>'
             f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
         )
-    return HTML(
-        f'<table class="table power"><thead><tr><th scope="col">claim</th>{heads}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table>"
-    )
+    return html_table("table power", f'<tr><th scope="col">claim</th>{heads}</tr>', lines)
 
 
 def describe(document: Document) -> str:

@@ -197,7 +197,7 @@ def load_all() -> list[Record]:
 def table(records: Iterable[Record]) -> pd.DataFrame:
     """One row per record: ``id``, ``kept``, every setting, every scalar metric, ``curvature`` (of the settings).
 
-    Nested metrics are flattened with dots, e.g. ``autoattack.robust_accuracy``.
+    Nested metrics are flattened with dots, e.g. ``autoattack.robust_accuracy``. Of no record: all but the metrics.
     """
     rows = [
         {
@@ -209,7 +209,7 @@ def table(records: Iterable[Record]) -> pd.DataFrame:
         }
         for record in records
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else ["id", "kept", *RunConfig.model_fields, "curvature"])
 
 
 def to_csv(records: Iterable[Record]) -> str:

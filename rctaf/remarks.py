@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -25,7 +25,7 @@ from rctaf.verdicts import (
     rows_to_judge,
     too_few_seeds,
 )
-from rctaf.words import count, listed, points, typeset
+from rctaf.words import count, listed, points, ratio, typeset
 
 
 def by_strength(records: Sequence[Record]) -> pd.DataFrame:
@@ -45,7 +45,7 @@ def _by_curvature(rows: pd.DataFrame, value: str) -> pd.DataFrame:
 
 def _best(values: pd.DataFrame) -> float:
     """The curvature with the highest mean; ``values`` from :func:`_by_curvature`."""
-    return float(values.index[int(values.mean(axis=1).to_numpy(float).argmax())])
+    return float(values.index[int(values.mean(axis=1).argmax())])
 
 
 def strength(frame: pd.DataFrame, strong: str) -> str:
@@ -280,10 +280,12 @@ def sigma_share(frame: pd.DataFrame, loss: str) -> str:
     if stop:
         return stop.measured
     seeds = rows["seed"].nunique()
-    means = cell_means(rows, "log")
-    order = means["value"].to_numpy(float).argsort()
-    ends = [means.iloc[int(order[end])] for end in (0, -1)]
-    low, high = (f"{_ratio(e)} in order {e['beta']:g} at {e['curvature']:g}" for e in ends)
+    means = cell_means(rows, "log").sort_values("value")
+    ends = [means.iloc[end] for end in (0, -1)]
+    low, high = (
+        f"{ratio(Estimate(e['value'], e['low'], e['high'], e['n']))} in order {e['beta']:g} at {e['curvature']:g}"
+        for e in ends
+    )
     above, below = (means["low"] > 0).sum(), (means["high"] < 0).sum()
     regions = {
         f"below {BAND[0]:g}": rows["curvature"] < BAND[0],
@@ -291,7 +293,7 @@ def sigma_share(frame: pd.DataFrame, loss: str) -> str:
         f"beyond {BAND[1]:g}": rows["curvature"] > BAND[1],
     }
     averages = [
-        f"{_ratio(vars(mean_interval(rows[which].groupby('seed')['log'].mean().to_numpy(float))))} {where}"
+        f"{ratio(mean_interval(rows[which].groupby('seed')['log'].mean().to_numpy(float)))} {where}"
         for where, which in regions.items()
         if which.any()
     ]
@@ -310,8 +312,3 @@ def sigma_share(frame: pd.DataFrame, loss: str) -> str:
             f"to {e.high:.4f}) times that of the other."
         )
     return typeset(told)
-
-
-def _ratio(e: Mapping[str, float] | pd.Series) -> str:
-    """A mean of logarithms with its interval, as a ratio."""
-    return f"{math.exp(e['value']):.3g} ({math.exp(e['low']):.3g} to {math.exp(e['high']):.3g})"

@@ -95,8 +95,9 @@ def compare(old: Record, new: Record, siblings: list[Record]) -> list[Compared]:
     measured for one seed only), text (the version of an attack), and what
     only the newer code measures, is ``not judged``: shown, no more.
     """
-    before, after = (dict(_leaves({"metrics": r.metrics, "history": r.history})) for r in (old, new))
-    others = [dict(_leaves({"metrics": r.metrics, "history": r.history})) for r in siblings]
+    before, after, *others = (
+        dict(_leaves({"metrics": r.metrics, "history": r.history})) for r in (old, new, *siblings)
+    )
     compared = sum(isinstance(before[name], int | float) for name in before.keys() & after.keys())
     rows: list[Compared] = []
     for name in before | after:

@@ -38,7 +38,7 @@ from unittest import mock
 from rctaf import records
 from rctaf._startup import Unreadable, command, import_nbformat, settle_threads
 from rctaf.config import Grid, RunConfig
-from rctaf.records import ROOT, kept_path, local_dir, results_dir
+from rctaf.records import ROOT, Record, kept_path, local_dir, results_dir
 
 
 class RunError(RuntimeError):
@@ -50,12 +50,12 @@ class Busy(Exception):
 
 
 def notebook() -> Path:
-    """The notebook that is one experiment: ``$RCTAF_NOTEBOOK`` if set, else the project's own.
+    """The notebook that is one experiment: ``$RCTAF_NOTEBOOK``, relative to the root, or the project's own.
 
     Raises:
         RunError: it is not there.
     """
-    path = Path(os.environ.get("RCTAF_NOTEBOOK") or ROOT / "notebooks" / "experiments" / "run.ipynb")
+    path = ROOT / (os.environ.get("RCTAF_NOTEBOOK") or "notebooks/experiments/run.ipynb")
     if not path.exists():
         raise RunError(f"no notebook {path}: experiments need a clone of the repository and pip install -e in it")
     return path
@@ -208,13 +208,13 @@ STATES = ("kept", "local", "running", "FAILED", "interrupted", "pending")
 
 
 def state(run_id: str) -> tuple[str, str]:
-    """One of :data:`STATES`, and the error of a failed run (otherwise an empty string)."""
+    """One of :data:`STATES`, and what is to be said: the accuracies of a finished run, the error of a failed one."""
     try:
         record = records.load(run_id)
     except Unreadable as unreadable:
         return "FAILED", f"{unreadable}; restore it, or delete it and run again"
     if record is not None:
-        return ("kept" if record.kept else "local"), ""
+        return ("kept" if record.kept else "local"), _accuracies(record)
     # opened for reading, as the store may be somebody else's
     with suppress(OSError), open(batch_dir() / "locks" / run_id) as handle:
         try:
@@ -248,11 +248,12 @@ def status(path: Path, every: bool = False) -> int:
     parts = [f"{done} done" + (f" ({count['kept']} kept, {count['local']} local)" if done else "")]
     parts += [f"{count[name]} {name}" for name in STATES[2:] if count[name]]
     print(f"{path}: {len(cells)} runs: " + ", ".join(parts))
-    for run_id, (now, error) in states.items():
+    for run_id, (now, said) in states.items():
         if every or now in ("running", "FAILED", "interrupted"):
-            print(f"  {now:11} {run_id}  {cells[run_id].label}{_accuracies(run_id) if every and not error else ''}")
-        if error:
-            print(f"  {'':11} {error}")
+            accuracies = f": {said}" if said and now != "FAILED" else ""
+            print(f"  {now:11} {run_id}  {cells[run_id].label}{accuracies}")
+        if now == "FAILED":
+            print(f"  {'':11} {said}")
         # with the red cell, or the epochs so far; it is not there where the notebook could not even start
         partial = local_dir(run_id) / "notebook.partial.ipynb"
         if now in ("running", "FAILED") and partial.exists():
@@ -260,16 +261,11 @@ def status(path: Path, every: bool = False) -> int:
     return 0 if done == len(cells) else 1
 
 
-def _accuracies(run_id: str) -> str:
-    """What a finished run measured, clean and under its strongest attack; empty where there is no record."""
-    record = records.load(run_id)
-    if record is None:
-        return ""
-    names = {"clean_accuracy": "clean", "robust_accuracy": "robust", "screening_accuracy": "screening"}
-    if "robust_accuracy" in record.metrics:
-        del names["screening_accuracy"]  # an upper bound of it
-    shares = [f"{word} {record.metrics[name]:.1%}" for name, word in names.items() if name in record.metrics]
-    return ": " + ", ".join(shares) if shares else ""
+def _accuracies(record: Record) -> str:
+    """What a finished run measured, clean and under its strongest attack."""
+    strongest = "robust" if "robust_accuracy" in record.metrics else "screening"
+    shares = {word: record.metrics.get(f"{word}_accuracy") for word in ("clean", strongest)}
+    return ", ".join(f"{word} {share:.1%}" for word, share in shares.items() if share is not None)
 
 
 def _shown(path: Path) -> str:

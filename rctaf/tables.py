@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
@@ -14,7 +15,7 @@ from rctaf.evidence import ROBUSTNESS, in_words
 from rctaf.names import DATASETS, activation_name, method_name, network_name
 from rctaf.records import Record, table
 from rctaf.statistics import mean_interval
-from rctaf.verdicts import Verdict
+from rctaf.verdicts import TUNED, Verdict
 from rctaf.words import count, typeset
 
 RECORDS_PAGE = "records.html"  # notebooks/figures/records.ipynb, beside every other figure
@@ -49,10 +50,7 @@ def runs_table(*cells: pd.DataFrame, percent: bool = True, links: bool = True) -
     unit = " %" if percent else ""
     ends = ["seeds", "records"] if links else ["seeds"]
     heads = [*(names.get(key, key) for key in keys), f"mean{unit}", typeset("95 % interval"), *ends]
-    table = HTML(
-        f'<table class="table runs"><thead><tr>{"".join(f"<th>{name}</th>" for name in heads)}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table>"
-    )
+    table = html_table("table runs", f"<tr>{''.join(f'<th>{name}</th>' for name in heads)}</tr>", lines)
     return folded(f"The numbers of this figure{', and the records behind each' * links}", table)
 
 
@@ -90,10 +88,8 @@ def records_table(records: Sequence[Record]) -> HTML:
         for record, row in zip(records, rows, strict=True)
     ]
     told = "; ".join(f"{name}: {value}" for name, value in same.items())
-    return HTML(
-        (f"<p>The same in all records: {told}.</p>" if same else "")
-        + f'<table class="table records"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
-    )
+    above = f"<p>The same in all records: {told}.</p>" if same else ""
+    return HTML(above + html_table("table records", f"<tr>{head}</tr>", lines).data)
 
 
 def _record_cells(record: Record, row: pd.Series) -> dict[str, str]:
@@ -190,13 +186,17 @@ def verdict_boxes(verdicts: Sequence[Verdict]) -> list[HTML]:
 
 def verdict_table(verdicts: Sequence[Verdict], what: str = "claim of the paper") -> HTML:
     """Several verdicts as one table: ``what`` is judged, what was measured, outcome."""
-    rows = "".join(
+    lines = (
         f"<tr><td>{escape(v.claim)}</td><td>{escape(v.measured)}</td>"
         f'<td><span aria-hidden="true" style="color: {_OUTCOME_COLOURS[v.outcome]}">●</span> {v.outcome}</td></tr>'
         for v in verdicts
     )
-    head = f"<tr><th>{what}</th><th>measured here</th><th>verdict</th></tr>"
-    return HTML(f'<table class="table verdicts"><thead>{head}</thead><tbody>{rows}</tbody></table>')
+    return html_table("table verdicts", f"<tr><th>{what}</th><th>measured here</th><th>verdict</th></tr>", lines)
+
+
+def html_table(classes: str, head: str, lines: Iterable[str]) -> HTML:
+    """A table that book/assets/book.css knows by its classes; ``head`` and ``lines`` are rows of HTML."""
+    return HTML(f'<table class="{classes}"><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table>')
 
 
 def folded(summary: str, table: HTML) -> HTML:
@@ -213,11 +213,11 @@ def outcome_table(outcomes: pd.DataFrame) -> HTML:
         return f'<td style="{tint}">{outcome or "–"}</td>'
 
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("claim", *outcomes.columns))
-    rows = "".join(
+    lines = (
         f'<tr><th scope="row" style="font-weight: normal">{escape(str(claim))}</th>{"".join(map(cell, row))}</tr>'
         for claim, row in outcomes.iterrows()
     )
-    return HTML(f'<table class="table overview"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>')
+    return html_table("table overview", f"<tr>{heads}</tr>", lines)
 
 
 def outcomes_so_far(judged: Iterable[tuple[str, Verdict]], topics: Sequence[str]) -> HTML:
@@ -233,13 +233,12 @@ def outcomes_so_far(judged: Iterable[tuple[str, Verdict]], topics: Sequence[str]
     return HTML(f"<p><strong>Outcomes so far.</strong></p><ul>{lines}</ul>")
 
 
-def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
+def table_1(frame: pd.DataFrame, value: str) -> HTML:
     """Table 1 with the paper's printed numbers beside the records of one scale.
 
     Args:
         frame: of one grid, from :func:`rctaf.records.table`.
         value: the column that measures robustness.
-        tuned: max|σ″| of the RCT-AF rows.
     """
 
     def measured(values: pd.Series) -> str:
@@ -250,8 +249,8 @@ def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
     for name, (clean, robust, curvature) in paper.TABLE_1.items():
         kind, _, order = name.partition(" β=")
         if order:
-            near = frame["curvature"].sub(tuned).abs() < 1e-9 * tuned
-            rows, true = frame[(frame["activation"] == kind) & (frame["beta"] == int(order)) & near], f"{tuned:g}"
+            near = np.isclose(frame["curvature"].astype(float), TUNED)
+            rows, true = frame[(frame["activation"] == kind) & (frame["beta"] == int(order)) & near], f"{TUNED:g}"
         else:
             rows, true = frame[frame["activation"] == kind], _true_curvature(kind)
         runs = rows[rows[value].notna()] if value in rows else rows.iloc[:0]
@@ -261,12 +260,11 @@ def table_1(frame: pd.DataFrame, value: str, tuned: float) -> HTML:
             means = [measured(runs[column]) for column in ("clean_accuracy", value)]
             here = [*means, runs_link(" ".join(runs["id"]), str(len(runs)))]
         cells = [activation_name(name), *printed, true, *here]
-        lines.append("".join(f"<td>{cell}</td>" for cell in cells))
+        lines.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     curvature = '<th style="white-space: nowrap">max|σ″|</th>'
     head = (
         "<tr><th rowspan='2'>activation</th><th colspan='3'>as printed</th><th colspan='4'>here</th></tr>"
         f"<tr><th>clean %</th><th>AutoAttack %</th>{curvature}"
         f"{curvature}<th>clean %</th><th>{ROBUSTNESS[value]} %</th><th>seeds</th></tr>"
     )
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return HTML(f'<table class="table measured"><thead>{head}</thead><tbody>{body}</tbody></table>')
+    return html_table("table measured", head, lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -42,6 +43,16 @@ def points(e: Estimate) -> str:
     value, low, high = (100 * v for v in (e.value, e.low, e.high))
     k = decimals(low, high)
     return typeset(f"{value:+z.{k}f} points ({low:+.{k}f} to {high:+.{k}f})")
+
+
+def ratio(e: Estimate) -> str:
+    """An estimate that is the logarithm of a ratio, as the ratio with its interval.
+
+    >>> ratio(Estimate(0.7, 0.6, 0.8, 5))
+    '2.01 (1.82 to 2.23)'
+    """
+    value, low, high = (f"{math.exp(v):.3g}" for v in (e.value, e.low, e.high))
+    return f"{value} ({low} to {high})"
 
 
 def p_value(p: float) -> str:

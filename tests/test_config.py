@@ -293,6 +293,8 @@ def test_seeds_come_first(tmp_path):
         ("[{axes: {beta: [1]}}, {axes: {alpha: [1], seed: []}}]", "axes: seed: at least one value is expected"),
         ("[{base: {hessian_probes: 3}}]", ": hessian_probes=3: an interval needs at least 64 probes"),
         ("[{base: {lr_schedule: step}}]", ": lr_drops: must be given"),
+        ("[{base: {seed: 1, alpha: 2, seed: 3}}]", "seed is given twice"),
+        ("[{axes: {seed: [0]}}]\nblocks: [{axes: {seed: [1]}}]", "blocks is given twice"),
         ("[", "flow node"),
     ],
 )
@@ -309,6 +311,11 @@ def test_bad_grids_end_in_one_line(tmp_path, blocks, message):
 def test_a_list_is_the_value_of_one_setting(tmp_path):
     text = "name: g\nscale: s\nbase: {lr_schedule: step, lr_drops: [3, 4]}\nblocks: [{axes: {seed: [0]}}]"
     assert [config.lr_drops for config in Grid.load(write(tmp_path, text)).cells().values()] == [[3, 4]]
+
+
+def test_what_a_grid_takes_over_from_an_anchor_can_be_overruled(tmp_path):
+    text = "name: g\nscale: s\nblocks:\n- base: &first {alpha: 2, seed: 1}\n- base: {<<: *first, seed: 3}"
+    assert [(c.alpha, c.seed) for c in Grid.load(write(tmp_path, text)).cells().values()] == [(2, 1), (2, 3)]
 
 
 def test_files_that_are_no_grid(tmp_path):

@@ -162,6 +162,9 @@ def test_against_relu(frame):
 def test_the_hessian(frame):
     rows = frame(peak=6.5, hessian_least=6.5)  # least where robustness peaks; ReLU's norm is 2/3 of that
     words = said(rows, "Hessian diagonal")
+    assert words.startswith(
+        "The norm is U-shaped for both losses. That it is least between 4 and 10 is supported for both losses."
+    )
     assert "with more robustness for the clean loss (rank correlations by order \u2212" in words
     assert " and for the loss on attacked images (\u2212" in words
     family = rows[rows["activation"] == "rctaf"]
@@ -180,6 +183,11 @@ def test_the_hessian(frame):
     sharp = rows["hessian_clean.rms"].where(rows["activation"] != "relu", 1.0)
     words = said(rows.assign(**{"hessian_clean.rms": sharp}), "Hessian diagonal")
     assert "is larger for the clean loss" in words
+    rising = said(rows.assign(**{"hessian_clean.rms": rows["curvature"].fillna(1.0)}), "Hessian diagonal")
+    assert rising.startswith(
+        "The norm is not U-shaped for the clean loss and U-shaped for the loss on attacked images. That it is least "
+        "between 4 and 10 is not supported for the clean loss and supported for the loss on attacked images."
+    )
     assert "smaller for the loss on attacked images" in words
 
 

@@ -517,7 +517,7 @@ def test_table_1_counts_the_runs_of_its_curvature_that_were_measured(tmp_path, m
     frame = records.table(fill(Grid(name="g", scale="s", blocks=blocks), peak=6.5, hessian_least=1.0))
     seven = frame[np.isclose(frame["curvature"], 7)]
     frame.loc[seven.index[-1], "screening_accuracy"] = np.nan
-    text = tables.table_1(frame, "screening_accuracy", 7.0).data
+    text = tables.table_1(frame, "screening_accuracy").data
     rows = {row.split("</td>")[0].removeprefix("<td>"): row for row in text.split("<tr>")}
     assert f'records.html#{",".join(seven["id"][:2])}">2</a>' in rows["RCT-AF β=1"]
     assert f"<td>{100 * seven['screening_accuracy'][:2].mean():.2f} (" in rows["RCT-AF β=1"]

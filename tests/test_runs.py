@@ -278,6 +278,14 @@ def test_without_a_clone_the_experiment_is_missed_first(store, grid, verb, monke
     assert not runs.results_dir().exists()
 
 
+def test_the_experiment_is_the_same_wherever_a_run_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Snakemake starts its runs in the root
+    own, other = "notebooks/experiments/run.ipynb", "notebooks/explore.ipynb"
+    for given, path in (("", own), (other, other)):
+        monkeypatch.setenv("RCTAF_NOTEBOOK", given)
+        assert runs.notebook() == ROOT / path
+
+
 def test_a_record_that_cannot_be_read_is_not_done(store, grid, cell, monkeypatch, capsys):
     for config in Grid.load(grid).cells().values():
         records.write(record_of(config))

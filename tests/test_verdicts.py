@@ -302,7 +302,7 @@ def test_a_valley_is_a_hill_upside_down(frame):
     assert found.outcome == "supported"
     turned = verdicts.hill(rows.assign(**{VALUE: -np.log(rows["hessian_clean.rms"])}), VALUE)
     # the same estimates, told as ratios here and in points there
-    ratio = [float(x) for x in re.findall(r"([\d.]+) times", found.measured)]
+    ratio = [float(x) for x in re.findall(r"([\d.]+) \([\d.]+ to [\d.]+\) at", found.measured)]
     points = [float(x) for x in re.findall(r"\+([\d.]+) points \(", turned.measured)]
     np.testing.assert_allclose(np.log(ratio), np.divide(points, 100), atol=0.005)  # three digits are told
     rising = rows.assign(**{"hessian_clean.rms": rows["hessian_clean.rms"].mean() * rows["curvature"]})

@@ -48,9 +48,7 @@ def twins(grid: Grid) -> Callable[[RunConfig], bool]:
 
 
 def common_seeds(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of the seeds that both frames have; one without rows leaves none of the other."""
-    if a.empty or b.empty:
-        return a.iloc[:0], b.iloc[:0]
+    """The rows of the seeds that both frames have."""
     seeds = set(a["seed"]) & set(b["seed"])
     return a[a["seed"].isin(seeds)], b[b["seed"].isin(seeds)]
 
@@ -59,7 +57,7 @@ def verdict_on(
     claim: str, frame: pd.DataFrame, judge: Callable[[pd.DataFrame], tuple[str, str]], *, post_hoc: bool = False
 ) -> Verdict:
     """A claim judged on complete seeds by a rule, which gives words and an outcome; not testable where they are few."""
-    seeds = frame["seed"].nunique() if len(frame) else 0
+    seeds = frame["seed"].nunique()
     if seeds < MIN_SEEDS:
         words, outcome = too_few_seeds(seeds, MIN_SEEDS), "not testable"
     else:

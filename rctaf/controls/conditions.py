@@ -73,11 +73,10 @@ def no_norm(without: pd.DataFrame, with_norm: pd.DataFrame, value: str) -> list[
 
     def more(frame: pd.DataFrame) -> tuple[str, str]:
         frame = where_all_learned(frame)
-        plain = with_norm.reindex(columns=frame.columns)  # an empty frame has no columns
         cells, other = (
-            pd.MultiIndex.from_arrays([f["seed"], f["beta"].astype(float), f["curvature"]]) for f in (frame, plain)
+            pd.MultiIndex.from_arrays([f["seed"], f["beta"].astype(float), f["curvature"]]) for f in (frame, with_norm)
         )
-        frame, plain = frame[cells.isin(other)], plain[other.isin(cells)]
+        frame, plain = frame[cells.isin(other)], with_norm[other.isin(cells)]
         if frame["seed"].nunique() < MIN_SEEDS or len(places(frame)) < 2:
             return (
                 f"Fewer than {MIN_SEEDS} seeds, or than two curvatures at which every network learned, are complete "
@@ -147,9 +146,14 @@ def longer(frame: pd.DataFrame, value: str, data: str) -> list[Verdict]:
         epochs = frame["epochs"]
         return frame[epochs == epochs.min()], frame[epochs == epochs.max()]
 
-    def peak(frame: pd.DataFrame) -> tuple[str, str]:
-        found = peak_in_band(arms(frame)[1], value)
-        return found.measured, found.outcome
+    def of_longest(rule: Callable[[pd.DataFrame, str], Verdict]) -> Callable[[pd.DataFrame], tuple[str, str]]:
+        """A rule on Fig. 3, for the runs that were trained longest."""
+
+        def judge(frame: pd.DataFrame) -> tuple[str, str]:
+            found = rule(arms(frame)[1], value)
+            return found.measured, found.outcome
+
+        return judge
 
     def gains(frame: pd.DataFrame, what: str, low: float, high: float) -> tuple[str, str]:
         """Does the mean over a range of max|sigma''|, minus that at 1, grow when training is longer?"""
@@ -167,24 +171,20 @@ def longer(frame: pd.DataFrame, value: str, data: str) -> list[Verdict]:
     def favours_band(frame: pd.DataFrame) -> tuple[str, str]:
         return gains(frame, f"Mean over {BAND[0]:g} to {BAND[1]:g}", *BAND)
 
-    def as_in_figure_3(rule: Callable[[pd.DataFrame, str], Verdict]) -> Callable[[pd.DataFrame], tuple[str, str]]:
-        def judge(frame: pd.DataFrame) -> tuple[str, str]:
-            found = rule(arms(frame)[1], value)
-            return found.measured, found.outcome
-
-        return judge
-
     by_each_order = [
         verdict_on(f"{claim.format(data=data, order=order)}.", rows, judge)
         for claim, judge in (
-            ("Trained four times as long on {data}, order {order} is most robust at a max|σ″| between 4 and 10", peak),
+            (
+                "Trained four times as long on {data}, order {order} is most robust at a max|σ″| between 4 and 10",
+                of_longest(peak_in_band),
+            ),
             ("Longer training on {data} favours a small max|σ″| over 1, in order {order}", favours_small),
             ("Longer training on {data} favours the paper's range, 4 to 10, over 1, in order {order}", favours_band),
         )
-        for order, rows in (by_order(frame) if len(frame) else dict.fromkeys(ORDERS, frame)).items()
+        for order, rows in (by_order(frame) or dict.fromkeys(ORDERS, frame)).items()
     ]
     together = [
-        verdict_on(f"Trained four times as long on {data}, {claim}.", frame, as_in_figure_3(rule), post_hoc=True)
+        verdict_on(f"Trained four times as long on {data}, {claim}.", frame, of_longest(rule), post_hoc=True)
         for claim, rule in (
             ("robustness first rises and then falls along max|σ″|", hill),
             ("robustness rises with max|σ″| below 4", rises_below),
@@ -263,10 +263,10 @@ def harm(frame: pd.DataFrame, value: str) -> list[Verdict]:
         return judge
 
     return [
-        verdict_on(f"{claim.format(with_=with_)}.", frame, judge(arm))
+        verdict_on(f"{with_}, {claim}.", frame, judge(arm))
         for arm, with_ in CHANGES.items()
         for claim, judge in (
-            ("{with_}, long training harms networks of max|σ″| = 7 less, against networks of 1", less),
-            ("{with_}, networks of max|σ″| = 7 still end less robust than networks of 1", still),
+            ("long training harms networks of max|σ″| = 7 less, against networks of 1", less),
+            ("networks of max|σ″| = 7 still end less robust than networks of 1", still),
         )
     ]

@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-import scipy  # its parts load when first used
 
 from rctaf.controls.common import common_seeds, higher, orders_alike, same, verdict_on
 from rctaf.family import BASELINE_CURVATURES, baseline_rms_curvature, rms_curvature_at_start
 from rctaf.names import ACTIVATIONS
 from rctaf.records import Record
+from rctaf.statistics import KNOTS, natural_splines
 from rctaf.verdicts import Verdict, peak_in_band
-
-_KNOTS = 7  # of a smooth curve, as in rctaf.statistics.optimum
 
 # --- (d) orders at equal curvature, and at equal rms curvature -------------------------------------------------------
 #
@@ -30,20 +28,18 @@ def measured_rms_curvature(record: Record) -> float:
     :func:`rctaf.family.rms_curvature_at_start` at kappa.
     """
     beta = record.config.beta
-    if beta is None:
-        return math.nan
+    assert beta is not None  # of RCT-AF
     layers = record.metrics["effective_curvature"]
     return math.exp(float(np.mean([math.log(rms_curvature_at_start(layer["kappa"], beta)) for layer in layers])))
 
 
 def with_rms_curvature(frame: pd.DataFrame, records: Sequence[Record]) -> pd.DataFrame:
     """RCT-AF rows with the columns ``rms_start`` and ``rms_measured``."""
-    if frame.empty:
-        return frame
     rows = frame[frame["activation"] == "rctaf"]
     rows = rows.assign(beta=rows["beta"].astype(int))  # astype({"beta": int}) would leave it in pieces
-    measured = {record.run_id: measured_rms_curvature(record) for record in records}
-    return rows.assign(rms_start=_rms_at_start(rows), rms_measured=rows["id"].map(measured))
+    by_id = {record.run_id: record for record in records}
+    measured = [measured_rms_curvature(by_id[run_id]) for run_id in rows["id"]]
+    return rows.assign(rms_start=_rms_at_start(rows), rms_measured=measured)
 
 
 def _rms_at_start(frame: pd.DataFrame) -> list[float]:
@@ -82,10 +78,9 @@ def scatter_about_curve(frame: pd.DataFrame, value: str, label: str, scored: pd.
     """
     scatter = []
     for _, rows in frame.groupby("seed"):
-        knots = min(_KNOTS, rows.groupby("beta").size().min())  # the same under every label
+        knots = min(KNOTS, rows.groupby("beta").size().min())  # the same under every label
         x, y = np.log(rows[label].to_numpy(float)), rows[value].to_numpy(float)
-        at = np.quantile(x, np.linspace(0, 1, knots))
-        q, _ = np.linalg.qr(scipy.interpolate.CubicSpline(at, np.eye(knots), bc_type="natural")(x))
+        q, _ = np.linalg.qr(natural_splines(x, knots)(x))
         terms = (y - q @ (q.T @ y)) ** 2 / (1 - (q**2).sum(axis=1))
         scatter.append(math.sqrt(terms[scored[rows.index].to_numpy(bool)].mean()))
     return np.array(scatter)
@@ -170,7 +165,7 @@ def orders(equal: pd.DataFrame, equal_rms: pd.DataFrame, value: str) -> list[Ver
 
 def with_rms_at_start(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of RCT-AF, ELU and GELU with the column ``rms_start``."""
-    return frame.assign(rms_start=_rms_at_start(frame)) if len(frame) else frame
+    return frame.assign(rms_start=_rms_at_start(frame))
 
 
 def _at_each(
@@ -214,13 +209,12 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
         return _closer(pd.concat(lines, ignore_index=True), value, "rms_start", "functions")
 
     verdicts = [
-        verdict_on(claim.format(name=ACTIVATIONS[name]), rows, judge)
+        verdict_on(claim.format(name=ACTIVATIONS[name]), others[others["activation"] == name], judge)
         for claim, judge in (
             ("{name} is as robust as RCT-AF at equal max|σ″|.", alike),
             ("{name} is most robust at a max|σ″| between 4 and 10.", peak),
         )
         for name in BASELINE_CURVATURES
-        for rows in [others[others["activation"] == name] if len(others) else others]
     ]
     together = "Rms curvature at the start describes RCT-AF, ELU and GELU together better than max|σ″| does."
     return [*verdicts, verdict_on(together, others, closer)]
@@ -241,7 +235,7 @@ def other_functions_at_equal_rms(others: pd.DataFrame, family: pd.DataFrame, val
     return [
         verdict_on(
             f"{ACTIVATIONS[name]} is as robust as RCT-AF at equal rms curvature at the start.",
-            others[others["activation"] == name] if len(others) else others,
+            others[others["activation"] == name],
             lambda rows: same(_at_each(rows, family, "rms_start", "rms curvature"), value),
         )
         for name in BASELINE_CURVATURES

@@ -10,7 +10,7 @@ the measured quantities, as :func:`rctaf.records.table` gives them. Every functi
 average over different seeds in different cells.
 """
 
-from rctaf.statistics.common import Array
+from rctaf.statistics.common import KNOTS, Array, natural_splines
 from rctaf.statistics.curves import (
     changes_beyond,
     falls,
@@ -25,28 +25,3 @@ from rctaf.statistics.paired import Difference, Estimate, cell_means, holm, mean
 from rctaf.statistics.peaks import Optimum, optimum
 from rctaf.statistics.ranks import spearman
 from rctaf.statistics.single_runs import critical_difference, minimum_detectable_difference, noise_parts, seed_deviation
-
-__all__ = [
-    "Array",
-    "Difference",
-    "Estimate",
-    "Optimum",
-    "cell_means",
-    "changes_beyond",
-    "critical_difference",
-    "falls",
-    "holm",
-    "inside_against_ends",
-    "lower_beyond",
-    "mean_interval",
-    "minimum_detectable_difference",
-    "noise_parts",
-    "optimum",
-    "orders_coincide",
-    "paired_difference",
-    "seed_deviation",
-    "spearman",
-    "trend",
-    "variance_between_orders",
-    "variance_over_cells",
-]

@@ -12,6 +12,7 @@ import scipy  # its parts load when first used: half a second that a notebook dr
 
 Array = npt.NDArray[np.float64]
 _RESAMPLES = 4000
+KNOTS = 7  # of a smooth curve; fewer where an order was run at fewer curvatures
 
 
 def grid(frame: pd.DataFrame, value: str, cells: list[str]) -> pd.DataFrame:
@@ -37,6 +38,11 @@ def by_order(table: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
     """Each order with its part of a table from :func:`grid`."""
     for order in sorted(set(table.index.get_level_values("beta"))):
         yield order, table.loc[order]
+
+
+def natural_splines(x: Array, knots: int) -> scipy.interpolate.CubicSpline:
+    """A basis of the natural cubic splines with knots at evenly spaced quantiles of x: x -> [..., knots]."""
+    return scipy.interpolate.CubicSpline(np.quantile(x, np.linspace(0, 1, knots)), np.eye(knots), bc_type="natural")
 
 
 def resamples(n: int) -> Array:

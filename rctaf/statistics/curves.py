@@ -104,7 +104,7 @@ def falls(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     means = table.groupby("curvature").mean()
     pairs = list(itertools.combinations(means.index, 2))
     tests = [paired_difference(means.loc[b].tolist(), means.loc[a].tolist()) for a, b in pairs]
-    result = pd.DataFrame(pairs, columns=["smaller", "larger"]).assign(**_differences(tests))
+    result = pd.DataFrame(pairs, columns=["smaller", "larger"]).join(_differences(tests))
     result["p_lower_holm"] = holm([test.p_lower for test in tests])
     return result.sort_values(["p_lower_holm", "difference"], ignore_index=True)
 
@@ -127,7 +127,7 @@ def lower_beyond(frame: pd.DataFrame, value: str, *, band: tuple[float, float], 
     changes = changes_beyond(frame, value, band=band, beyond=beyond)
     single = list(changes.values())
     tests = [paired_difference(d, np.zeros(len(d))) for d in [*single, np.mean(single, axis=0)]]
-    result = pd.DataFrame({"order": [*map(str, changes), "all"]}).assign(**_differences(tests))
+    result = pd.DataFrame({"order": [*map(str, changes), "all"]}).join(_differences(tests))
     result["p_lower"] = [t.p_lower for t in tests]
     result["p_lower_holm"] = [*holm([t.p_lower for t in tests[:-1]]), tests[-1].p_lower]
     return result
@@ -243,12 +243,6 @@ def variance_between_orders(frame: pd.DataFrame, value: str, label: str, low: fl
     return variance_over_cells(np.transpose(curves, (2, 1, 0)))
 
 
-def _differences(tests: Sequence[Difference]) -> dict[str, list[float]]:
+def _differences(tests: Sequence[Difference]) -> pd.DataFrame:
     """Columns that :meth:`Estimate.of` reads."""
-    found = [test.difference for test in tests]
-    return {
-        "difference": [e.value for e in found],
-        "low": [e.low for e in found],
-        "high": [e.high for e in found],
-        "n": [e.n for e in found],
-    }
+    return pd.DataFrame([vars(test.difference) for test in tests]).rename(columns={"value": "difference"})

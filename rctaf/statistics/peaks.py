@@ -7,12 +7,9 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import scipy
 
-from rctaf.statistics.common import grid, resamples, tails
+from rctaf.statistics.common import KNOTS, grid, natural_splines, resamples, tails
 from rctaf.statistics.paired import Estimate
-
-_KNOTS = 7  # of a curve through seed means; one per curvature where fewer were tested
 
 
 @dataclass(frozen=True)
@@ -62,11 +59,9 @@ def optimum(
     log_c = np.log(table.index.to_numpy(float))
     if len(log_c) < 4 or table.shape[1] < 3:
         raise ValueError(f"{len(log_c)} curvatures and {table.shape[1]} seeds: expected at least 4 and 3")
-    knots = min(_KNOTS, len(log_c))
     sign = 1.0 if kind == "max" else -1.0
     y = sign * table.to_numpy(float)  # [curvatures, seeds]
-    at = np.quantile(log_c, np.linspace(0, 1, knots))
-    basis = scipy.interpolate.CubicSpline(at, np.eye(knots), bc_type="natural")
+    basis = natural_splines(log_c, min(KNOTS, len(log_c)))
     fine = np.linspace(log_c[0], log_c[-1], 1001)
     smoother = basis(fine) @ np.linalg.pinv(basis(log_c))  # means at the tested curvatures -> the curve
 

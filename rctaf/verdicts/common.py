@@ -215,11 +215,19 @@ def places(rows: pd.DataFrame, value: str, kind: Literal["max", "min"], level: f
     return found_places
 
 
+def side(place: Place) -> str:
+    """Where an interval lies against the band."""
+    if place.high < BAND[0]:
+        return "below"
+    if place.low > BAND[1]:
+        return "above"
+    return "inside" if BAND[0] <= place.low and place.high <= BAND[1] else "across an edge of"
+
+
 def against_band(found: Sequence[Place]) -> str:
     """Supported: all lie inside the band. Not supported: some lies wholly outside. Else undecided."""
-    if any(place.high < BAND[0] or place.low > BAND[1] for place in found):
-        return "not supported"
-    return "supported" if all(BAND[0] <= place.low and place.high <= BAND[1] for place in found) else "undecided"
+    sides = {side(place) for place in found}
+    return outcome_of(sides == {"inside"}, bool(sides & {"below", "above"}))
 
 
 def in_band(claim: str, what: str, frame: pd.DataFrame, value: str, kind: Literal["max", "min"]) -> Verdict:
@@ -344,6 +352,4 @@ def overview(found: Iterable[tuple[str, Verdict]]) -> pd.DataFrame:
         if scale in table.setdefault(verdict.topic, {}):
             raise ValueError(f"{verdict.topic!r} has two verdicts at {scale}")
         table[verdict.topic][scale] = verdict.outcome
-    scales = dict.fromkeys(scale for row in table.values() for scale in row)
-    rows = [[row.get(scale, "") for scale in scales] for row in table.values()]
-    return pd.DataFrame(rows, index=list(table), columns=list(scales))
+    return pd.DataFrame.from_dict(table, orient="index").fillna("")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from rctaf.statistics import Estimate, paired_difference, spearman, trend
+from rctaf.statistics import paired_difference, spearman, trend
 from rctaf.verdicts.common import (
     ADDED_LAST,
     ADDED_MARK,
@@ -29,7 +29,7 @@ from rctaf.verdicts.common import (
     sign,
     trend_below,
 )
-from rctaf.words import listed
+from rctaf.words import listed, ratio
 
 #: which norm, and its name in a claim
 NORMS = {"rms": "Hessian diagonal norm", "scale_free": "scale-free Hessian diagonal norm"}
@@ -78,17 +78,7 @@ def hessian_is_a_valley(frame: pd.DataFrame, loss: str, norm: str = "rms") -> Ve
         "grid are above its inside, in {orders}."
     )
     frame = frame.assign(log_norm=np.log(column_of(frame, f"hessian_{loss}.{norm}")))
-    return inside_best(claim, frame, "log_norm", "min", "Norm at an end over norm inside", times)
-
-
-def times(e: Estimate) -> str:
-    """The estimate of a logarithm of a ratio, in words.
-
-    >>> times(Estimate(0.7, 0.6, 0.8, 5))
-    '2.01 times (1.82 to 2.23)'
-    """
-    value, low, high = (f"{math.exp(x):.3g}" for x in (e.value, e.low, e.high))
-    return f"{value} times ({low} to {high})"
+    return inside_best(claim, frame, "log_norm", "min", "Norm at an end over norm inside", ratio)
 
 
 def hessian_goes_with_robustness(frame: pd.DataFrame, value: str, loss: str, norm: str = "rms") -> Verdict:
