@@ -1,9 +1,12 @@
-"""How an experiment computes, and that the caller's own settings return."""
+"""How an experiment computes, and that the caller's own settings and random numbers return."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
-from rctaf.arithmetic import repeatable
+from rctaf.arithmetic import random_numbers_kept, repeatable
 
 
 def settings():
@@ -62,3 +65,12 @@ def test_as_a_decorator_it_holds_for_every_call():
         assert (torch.tensor(1e-39) / 10).item() > 0
     finally:
         torch.set_flush_denormal(True)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random, lambda: torch.rand(()).item()])
+def test_whoever_draws_random_numbers_is_told_of_and_leaves_no_trace(draw):
+    with random_numbers_kept() as drawn:
+        assert not drawn()
+        inside = draw()
+        assert drawn()
+    assert draw() == inside
