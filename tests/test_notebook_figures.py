@@ -363,13 +363,16 @@ def test_figure_5_tells_in_what_the_methods_differ(store, tmp_path):
 
 def test_seeds_are_counted_for_each_point(tmp_path, monkeypatch):
     monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
-    doc = {"name": "uneven", "scale": "synthetic", "base": {"beta": 1, "curvature": 7}, "blocks": [
+    base = {"beta": 1, "curvature": 7, "epsilon_eval": "0.1"}
+    doc = {"name": "uneven", "scale": "synthetic", "base": base, "blocks": [
         {"base": {"method": "pgd"}, "axes": {"seed": [0, 1, 2]}},
         {"base": {"method": "mart"}, "axes": {"seed": [0]}},
     ]}  # fmt: skip
     (tmp_path / "uneven.yaml").write_text(yaml.safe_dump(doc))
     fill(Grid(**doc), peak=6.5, hessian_least=1.0)
-    assert "4 of 4 runs, 1 to 3 seeds per point" in evidence.Evidence.of(tmp_path / "uneven.yaml").describe()
+    described = evidence.Evidence.of(tmp_path / "uneven.yaml").describe()
+    assert "4 of 4 runs, 1 to 3 seeds per point" in described
+    assert "; ℓ∞, ε = 0.1, APGD-CE + APGD-T (screening)." in described  # of the evaluation, not of the training
 
 
 def test_table_1(store, tmp_path):
