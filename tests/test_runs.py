@@ -345,10 +345,11 @@ def test_gpus_are_lent_one_per_run(monkeypatch, tmp_path):
                 seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
     assert seen == ["4", "4", "7"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "unset"
-    with runs.lent_gpu():
-        monkeypatch.setenv("RCTAF_GPUS", "7,4")  # another batch, which names them in another order
+    monkeypatch.setenv("RCTAF_GPUS", "7,4")
+    with runs.lent_gpu(), runs.lent_gpu():
+        monkeypatch.setenv("RCTAF_GPUS", "4,5")  # another batch, in whose list GPU 4 has another place
         with runs.lent_gpu():
-            assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
     monkeypatch.delenv("RCTAF_GPUS")  # as where a cluster chose
     with runs.lent_gpu():
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "unset"
