@@ -1,9 +1,12 @@
-"""How an experiment computes, and that the caller's own settings return."""
+"""How an experiment computes, and that the caller's own settings and random numbers return."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
-from rctaf.arithmetic import repeatable
+from rctaf.arithmetic import random_numbers_kept, repeatable
 
 
 def settings():
@@ -77,3 +80,12 @@ def test_inside_one_can_differentiate_whatever_the_caller_has_switched_off(mode)
         assert slope_of_a_square() == 2
         assert torch.is_inference_mode_enabled() == before
         assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random, lambda: torch.rand(()).item()])
+def test_whoever_draws_random_numbers_is_told_of_and_leaves_no_trace(draw):
+    with random_numbers_kept() as drawn:
+        assert not drawn()
+        inside = draw()
+        assert drawn()
+    assert draw() == inside

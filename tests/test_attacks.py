@@ -41,7 +41,7 @@ def test_the_attack_stays_in_the_ball_and_in_the_pixel_range_and_raises_the_loss
 
 def test_bf16_attacks_from_where_single_precision_does(network):
     """bfloat16 has steps of 0.004 near 1: a start 0.001 away would be x again, and its gradient rounding."""
-    model, x, _ = network
+    model, x, y = network
     once = {"epsilon": 0.1, "steps": 1, "step_size": 0.04, "start": "gaussian"}
 
     def step():
@@ -52,6 +52,10 @@ def test_bf16_attacks_from_where_single_precision_does(network):
     with torch.autocast("cpu", torch.bfloat16), eval_mode(model):
         assert model(x).dtype == torch.bfloat16
         assert torch.equal(step(), wanted)
+        formats = []
+        model.register_forward_hook(lambda *call: formats.append(call[-1].dtype))
+        pgd(model, x, cross_entropy(y), **SETTINGS, start="gaussian", generator=generator())
+    assert formats == [torch.float32, *[torch.bfloat16] * 3]  # the first step alone
 
 
 def test_the_attack_runs_in_evaluation_mode_and_leaves_the_model_alone(network):
@@ -115,6 +119,8 @@ def test_starts():
     # 12,800 draws: the mean of the sample is within 5 standard errors of 0, its deviation within 3 % of 0.001
     assert noise.mean().abs() < 5 * 0.001 / 12_800**0.5
     assert noise.std().item() == pytest.approx(0.001, rel=0.03)
+    # not cut off at the pixel range, as in the original: the first gradient is taken beside a black pixel
+    assert pgd(nn.Identity(), 0 * x, cross_entropy(x), **settings, start="gaussian").min() < 0
     inner = (x > 0.1) & (x < 0.9)
     started = pgd(nn.Identity(), x, cross_entropy(x), **settings, start="uniform")
     assert (started.min(), started.max()) == (0, 1)  # the first gradient is taken at an image

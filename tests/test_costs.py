@@ -79,6 +79,9 @@ def test_page_shows_what_the_records_hold(tmp_path, monkeypatch):
     tables = [data["text/html"] for data in seen if "as printed" in data.get("text/html", "")]
     assert len(tables) == 4
     for table, quantity in zip(tables[:2], ("memory", "time"), strict=True):
+        unit, extra = {"memory": ("GB", "GB"), "time": ("min", "quartiles")}[quantity]
+        heads = [quantity, "as printed", f"here, over ReLU ({extra})", unit, "over ReLU", *costs.MODES.values()]
+        assert re.findall(r"<th\b[^>]*>(.*?)</th>", table) == heads
         rows = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in table.split("<tr>")[3:]]
         assert [r[0] for r in rows] == [activation_name(name) for name in TABLE_2]
         for i, (name, r) in enumerate(zip(TABLE_2, rows, strict=True)):
@@ -114,6 +117,7 @@ def test_verdict_on_order_2():
 
     assert judged((1, 1.2, 2), (64, 96, 256)) == "supported"
     assert judged((1, 1.2, 1.1), (64, 96, 256)) == "undecided"
+    assert judged((1, 2, 1.5), (64, 96, 256)) == judged((2, 1, 1.5), (64, 96, 256)) == "undecided"
     assert judged((1, 1.2, 2), (64, 64, 64)) == "undecided"
     assert judged((1, 1.2, 2), (256, 64, 96)) == judged((1, 1.2, 2), (64, 256, 96)) == "undecided"
     assert judged((1, 2, 1.5), (64, 64, 64)) == judged((2, 1, 1.5), (64, 64, 64)) == "not supported"

@@ -398,10 +398,10 @@ def test_bad_input_is_refused_in_one_line(problem):
 
 
 def test_robustbench_entry(standard):
-    config = RunConfig(epsilon="0.12")
+    config = RunConfig(epsilon="0.12", epsilon_eval="0.1")
     entry = robustbench_entry(Record(config, {"autoattack": standard}, {}, {}))
     assert float(entry["autoattack_acc"]) == pytest.approx(100 * standard["robust_accuracy"], abs=0.005)
-    assert entry["eps"] == "0.12"
+    assert entry["eps"] == "0.1"  # of the attack, not of the training
     with pytest.raises(ValueError, match="'screening'"):
         robustbench_entry(Record(config, {"autoattack": {**standard, "version": "screening"}}, {}, {}))
     assert np.isclose(float(entry["clean_acc"]), 100 * standard["clean"] / 40)

@@ -2,6 +2,7 @@
 
 import base64
 import math
+import re
 
 import numpy as np
 import pytest
@@ -113,6 +114,10 @@ def test_differences_of_a_grid_by_loops_over_its_records(grid):
         assert (over_seeds.value, over_both.value) == pytest.approx((np.mean(means), np.mean(means)))
         assert vars(over_both) == pytest.approx(vars(images.over_both(np.array(d))))
         assert over_seeds.n == len(seeds)
+    # a seed whose images went through the other two attacks as well has no mask of the first two
+    axes = {"seed": [4], "beta": [0, 2], "curvature": CURVATURES}
+    more = Grid(name="more", scale="synthetic", base={"autoattack": "standard"}, blocks=[{"axes": axes}])
+    assert images.differences([*made, *fill(more, peak=1.0, hessian_least=1.0)], "screening_accuracy") == found
     assert len({len(mask) for mask in bits.values()}) == 1
     # what a record's mask is of, and of nothing else
     assert images.differences(made, "robust_accuracy") == {}
@@ -129,6 +134,8 @@ def test_the_table_and_its_sentence():
     assert "1.00 to 3.00 times as wide as over 5 seeds alone; 1 of the 2 that leave out 0" in said
     assert "alone; none of them leaves out 0 over seeds." in images.describe({"none": other}, 500)
     table = images.differences_table(found).data
+    heads = ["difference", "points", "95\u00a0% interval over seeds", "over seeds and images"]
+    assert re.findall("<th>(.*?)</th>", table) == heads
     assert "<td>a &lt; b</td><td>+2.00</td><td>+1.00 to +3.00</td><td>\u22121.00 to +5.00</td>" in table
 
 

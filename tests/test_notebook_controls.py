@@ -110,6 +110,8 @@ def test_learned_alpha_reads_where_it_goes_and_whether_it_helps():
     still = layers.assign(final=layers["start"] * (1 + 1e-3 * layers["seed"]))
     assert outcomes(controls.learned_alpha(frame, still, VALUE))[:2] == ["not supported", "not supported"]
     assert outcomes(controls.learned_alpha(frame, layers.assign(final=6.0), VALUE))[:2] == ["supported", "supported"]
+    past_each_other = layers.assign(final=6 * (layers["start"] / 6) ** -0.3)  # the largest starts end lowest
+    assert outcomes(controls.learned_alpha(frame, past_each_other, VALUE))[0] == "not supported"
 
 
 def test_one_start_at_which_learning_alpha_helps_is_not_every_start():

@@ -18,7 +18,7 @@ from synthetic import fill
 from rctaf import evidence, figures, records, tables, words
 from rctaf.config import Grid
 from rctaf.notebooks import execute_notebook
-from rctaf.verdicts import ADDED, ADDED_MARK, NEW_SEED, OUTCOMES
+from rctaf.verdicts import ADDED, ADDED_MARK, NEW_SEED, OUTCOMES, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "notebooks" / "figures"
@@ -364,13 +364,16 @@ def test_figure_5_tells_in_what_the_methods_differ(store, tmp_path):
 
 def test_seeds_are_counted_for_each_point(tmp_path, monkeypatch):
     monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
-    doc = {"name": "uneven", "scale": "synthetic", "base": {"beta": 1, "curvature": 7}, "blocks": [
+    base = {"beta": 1, "curvature": 7, "epsilon_eval": "0.1"}
+    doc = {"name": "uneven", "scale": "synthetic", "base": base, "blocks": [
         {"base": {"method": "pgd"}, "axes": {"seed": [0, 1, 2]}},
         {"base": {"method": "mart"}, "axes": {"seed": [0]}},
     ]}  # fmt: skip
     (tmp_path / "uneven.yaml").write_text(yaml.safe_dump(doc))
     fill(Grid(**doc), peak=6.5, hessian_least=1.0)
-    assert "4 of 4 runs, 1 to 3 seeds per point" in evidence.Evidence.of(tmp_path / "uneven.yaml").describe()
+    described = evidence.Evidence.of(tmp_path / "uneven.yaml").describe()
+    assert "4 of 4 runs, 1 to 3 seeds per point" in described
+    assert "; ℓ∞, ε = 0.1, APGD-CE + APGD-T (screening)." in described  # of the evaluation, not of the training
 
 
 def test_table_1(store, tmp_path):
@@ -380,8 +383,7 @@ def test_table_1(store, tmp_path):
     rows = {row.split("</td>")[0].removeprefix("<td>"): row for row in table.split("<tr>")}
     assert "no record" in rows["GELU"]
     assert "none (kink)" in rows["ReLU"]
-    assert ">0.362<" in rows["Mish"]  # printed
-    assert ">0.644<" in rows["Mish"]  # true
+    assert "<td>0.362</td><td>0.644</td>" in rows["Mish"]  # printed, and true
     for beta in range(3):
         mean = 100 * expected(store, "known", beta, lambda m: m["screening_accuracy"])[CURVATURES.index(7)]
         assert f"<td>{mean:.2f} (" in rows[f"RCT-AF β={beta}"]
@@ -418,10 +420,13 @@ def test_the_table_of_records_says_what_differs_in_words(tmp_path, monkeypatch):
                   "auto_views": 0}},
         {"base": {"seed": 0, "activation": "gelu", "curvature": 7}},
     ]}  # fmt: skip
-    text = tables.records_table(fill(Grid(**doc), peak=6.5, hessian_least=1.0)).data
+    made = fill(Grid(**doc), peak=6.5, hessian_least=1.0)
+    text = tables.records_table(made).data
     heads = re.findall(r"<th[^>]*>(.*?)</th>", text)
     rows = [dict(zip(heads, re.findall("<td>(.*?)</td>", row), strict=True)) for row in text.split("<tr id")[1:]]
     assert len(rows) == 7
+    for head, name in {"clean": "clean", "APGD-CE + APGD-T": "screening", "PGD-20": "pgd20"}.items():
+        assert [row[f"{head} %"] for row in rows] == [f"{100 * r.metrics[f'{name}_accuracy']:.2f}" for r in made]
     assert min(len({row[head] for row in rows}) for head in heads) > 1  # what is the same everywhere is said above
     same = re.search("<p>The same in all records: (.*?)</p>", text)[1]
     assert {"data: digits", "threads: 1", "kept: made here."} <= set(same.split("; "))
@@ -487,6 +492,33 @@ def test_bars_and_lines_stand_where_their_numbers_are():
     assert (list(bars.array), list(bars.arrayminus)) == ([5, 20], [2, 1])
 
 
+def test_the_numbers_of_a_figure_stand_below_their_headings():
+    frame = pd.DataFrame(
+        {"activation": "rctaf", "beta": 1, "curvature": 2.0, "seed": [0, 1, 2], "id": ["a", "b", "c"], "x": [4, 5, 6]}
+    )
+    for percent, unit, numbers in (
+        (False, "", ("5", "2.516\u00a0to\u00a07.484")),  # 4.3027 / √3, Student's t for three seeds
+        (True, " %", ("500", "251.6\u00a0to\u00a0748.4")),
+    ):
+        text = tables.runs_table(evidence.cells(frame, "x"), percent=percent).data
+        head, row = text.split("</thead>")
+        cells = [re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", row)]
+        assert dict(zip(re.findall("<th>(.*?)</th>", head), cells, strict=True)) == {
+            "activation": "RCT-AF", "order β": "1", "max|σ″|": "2", f"mean{unit}": numbers[0],
+            "95\u00a0% interval": numbers[1], "seeds": "3", "records": "a b c",
+        }  # fmt: skip
+
+
+def test_a_claim_and_what_was_measured_are_not_taken_for_each_other():
+    verdict = Verdict("a < b", "b < a", "not supported")
+    said = ["a &lt; b", "b &lt; a"]
+    box = [re.sub("<.*?>", "", line) for line in re.findall("<p>(.*?)</p>", tables.verdict_box(verdict).data)]
+    assert box == [f"Claim. {said[0]}", f"Measured here. {said[1]}", "Verdict: not supported."]
+    found = tables.verdict_table([verdict]).data
+    assert re.findall("<th>(.*?)</th>", found) == ["claim of the paper", "measured here", "verdict"]
+    assert [re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", found)] == [*said, "● not supported"]
+
+
 def test_geometric_means_are_those_of_the_logarithms():
     norms = [1.0, 2.0, 8.0]
     frame = pd.DataFrame(
@@ -518,9 +550,12 @@ def test_table_1_counts_the_runs_of_its_curvature_that_were_measured(tmp_path, m
     seven = frame[np.isclose(frame["curvature"], 7)]
     frame.loc[seven.index[-1], "screening_accuracy"] = np.nan
     text = tables.table_1(frame, "screening_accuracy").data
+    heads = ["clean %", "AutoAttack %", "max|σ″|", "max|σ″|", "clean %", "accuracy under APGD-CE + APGD-T %", "seeds"]
+    assert re.findall(r"<th\b[^>]*>(.*?)</th>", text) == ["activation", "as printed", "here", *heads]
     rows = {row.split("</td>")[0].removeprefix("<td>"): row for row in text.split("<tr>")}
     assert f'records.html#{",".join(seven["id"][:2])}">2</a>' in rows["RCT-AF β=1"]
-    assert f"<td>{100 * seven['screening_accuracy'][:2].mean():.2f} (" in rows["RCT-AF β=1"]
+    columns = [f"{100 * seven[name][:2].mean():.2f}" for name in ("clean_accuracy", "screening_accuracy")]
+    assert re.findall(r"<td>([0-9.]+) \(", rows["RCT-AF β=1"]) == columns
     assert "<td>1.000</td>" in rows["ELU"]  # reached from the left: a jump of σ″, and no kink
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -110,7 +111,8 @@ def test_the_table_and_its_lessons(tmp_path, monkeypatch):
     (tmp_path / "power.json").write_text(json.dumps(document))
     assert power.load() == document
     table = power.table(document).data
-    assert table.count('<th scope="col">') == 1 + 4
+    heads = ["claim", *(f"{name}, {seeds} seeds" for name, seeds in power.CASES)]
+    assert re.findall('<th scope="col">(.*?)</th>', table) == heads
     assert "<td>50 / 25 / 25</td><td>100 / 0 / 0</td><td>0 / 0 / 100</td><td>25 / 50 / 25</td>" in table
     assert power.lessons(document) == (
         "Were every claim true, 10 seeds would show it in at least 80\u00a0% of experiments for: a rise (100\u00a0%). "

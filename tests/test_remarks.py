@@ -103,9 +103,16 @@ def test_strength_of_the_attack():
     assert remarks.strength(frame, "robust_accuracy") == ""  # not measured
     assert remarks.strength(frame.assign(pgd20_larger_accuracy=0.1), "pgd20_larger_accuracy") == ""  # another budget
     assert remarks.strength(frame, "pgd20_accuracy") == ""  # against itself
-    for r in made:
-        r.metrics["pgd20_accuracy"] = r.metrics["screening_accuracy"] + 0.03 - 0.001 * (r.config.curvature or 1)
+    for r in made:  # the difference shrinks; at the end of order 2 it is larger on average, but not in every seed
+        c = r.config.curvature or 1
+        last = 0.006 + 0.02 * np.cos(3 * r.config.seed) if r.config.beta == 2 and c > 20 else 0
+        r.metrics["pgd20_accuracy"] = r.metrics["screening_accuracy"] + 0.03 + (last or -0.001 * c)
     assert "grows in no order" in remarks.strength(remarks.by_strength(made), "screening_accuracy")
+    for r in made:  # the stronger attack alone sees a fall
+        level = 0.6 + 0.01 * np.sin(r.config.seed)
+        r.metrics.update(pgd20_accuracy=level, screening_accuracy=level - 0.002 * (r.config.curvature or 1))
+    head = remarks.strength(remarks.by_strength(made), "screening_accuracy")
+    assert "a part of the fall in orders 0 and 2 shows only under APGD-CE + APGD-T." in head
 
 
 def test_panels_show_every_attack_that_was_run():

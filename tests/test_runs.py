@@ -1,6 +1,7 @@
 """The batch: what is executed, what is not executed twice, and what the reader is told."""
 
 import errno
+import math
 import os
 import signal
 import subprocess
@@ -209,13 +210,32 @@ def test_run_says_that_snakemake_is_missing(store, grid, monkeypatch):
         runs.run(grid, 1)
 
 
-def test_one_process_has_a_run(store, cell, monkeypatch):
+def test_one_process_has_a_run(store, cell):
     lock = runs.batch_dir() / "locks" / cell.run_id
     with runs.locked(lock, patience=0):
         assert runs.state(cell.run_id)[0] == "running"
         with pytest.raises(runs.Busy), runs.locked(lock, patience=0.3):
             pass
     assert runs.state(cell.run_id)[0] == "pending"
+
+
+def test_a_machine_of_a_cluster_does_not_idle_for_a_run_that_another_has(store, cell, monkeypatch):
+    waited = []
+
+    def held(path, patience):
+        waited.append(patience)
+        raise runs.Busy(path)
+
+    monkeypatch.setattr(runs, "locked", held)
+    clusters = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")
+    for given in (None, *clusters):
+        for name in clusters:
+            monkeypatch.delenv(name, raising=False)
+        if given:
+            monkeypatch.setenv(given, "1")
+        with pytest.raises(runs.RunError, match=f"^{cell.run_id}: another process has this run$"):
+            runs.execute(cell)
+    assert waited == [math.inf, 5, 5]  # seconds; elsewhere whoever waits finds the work done
 
 
 def test_status_reads_the_store_of_somebody_else(store, grid, cell, monkeypatch, capsys):
@@ -333,10 +353,11 @@ def test_gpus_are_lent_one_per_run(monkeypatch, tmp_path):
                 seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
     assert seen == ["4", "4", "7"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "unset"
-    with runs.lent_gpu():
-        monkeypatch.setenv("RCTAF_GPUS", "7,4")  # another batch, which names them in another order
+    monkeypatch.setenv("RCTAF_GPUS", "7,4")
+    with runs.lent_gpu(), runs.lent_gpu():
+        monkeypatch.setenv("RCTAF_GPUS", "4,5")  # another batch, in whose list GPU 4 has another place
         with runs.lent_gpu():
-            assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
     monkeypatch.delenv("RCTAF_GPUS")  # as where a cluster chose
     with runs.lent_gpu():
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "unset"
