@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
 from synthetic import record_of
@@ -74,6 +73,8 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setenv("RCTAF_NOTEBOOK", str(tmp_path / "experiment.ipynb"))
     monkeypatch.delenv("RCTAF_GPUS", raising=False)
     parameters = "\n".join(f"{k} = {v!r}" for k, v in RunConfig().model_dump(mode="json").items())
+    import nbformat  # takes a second or more, which most tests need not wait for
+
     cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
     cells.append(nbformat.v4.new_code_cell(EXPERIMENT))
     spec = {"display_name": "Python 3", "language": "python", "name": "python3"}
