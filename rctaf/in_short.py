@@ -315,8 +315,8 @@ def harm(judged: pd.DataFrame, value: str, verdicts: Sequence[Verdict]) -> list[
     single = [f"{below[arm][7.0]} with {arm}" for arm in CHANGES]
     words = (
         f"After {judged['epochs'].iloc[0]:g} epochs networks of max|σ″| = 7 differ from those of 1 by "
-        f"{gap[AS_BEFORE]:+.1f} points (order 1, {AS_BEFORE}); {listed(changes)}. Single networks of 7 keep their "
-        f"robustness or lose much of it: below {100 * FALLEN:g} % are {below[AS_BEFORE][7.0]}, and {listed(single)}."
+        f"{gap[AS_BEFORE]:+.1f} points (order 1, {AS_BEFORE}); {listed(changes)}. Of the networks of 7, "
+        f"{below[AS_BEFORE][7.0]} have a robustness below {100 * FALLEN:g} %, and {listed(single)}."
     )
     return [(f"Harm of longer training, {data}", typeset(words))]
 

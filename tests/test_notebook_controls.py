@@ -569,7 +569,8 @@ def test_page_reads_the_records_back(store):
     for grid in (*GRIDS.values(), EQUAL):
         for made in records(grid):
             write(made)
-    fill(HARM_ATTACKED, peak=1.0, hessian_least=1.0)
+    for grid in (HARM, HARM_ATTACKED):
+        fill(grid, peak=1.0, hessian_least=1.0)
     out = store / "out.ipynb"
     execute_notebook(PAGE, out)
     assert stderr(out) == []
@@ -585,11 +586,14 @@ def test_page_reads_the_records_back(store):
     )
     assert (peaks, lengths) == (["not supported"] * 3, ["undecided"] * 6)  # in this world length plays no part
     assert together == ["not supported", "supported", "not supported"]  # and robustness rises with rms curvature
-    assert elsewhere == ["not testable"] * 12  # no run of that grid is in this store
+    assert elsewhere == ["not testable"] * 12  # no seed of that grid is complete in this store
     assert others[:2] == others[5:7] == ["not supported"] * 2  # ELU and GELU, as robust at every curvature
-    assert others[7:] == ["not testable"] * 6
+    # (h): all seeds, and below those that were made later
+    assert len(others[7:]) == 2 * 6
+    seeds = [re.search(r"95\u00a0% interval over (\d+) seeds", box)[1] for box in boxes[-12:]]
+    assert seeds == ["10"] * 6 + ["5"] * 6
     drawn = outputs(out, "application/vnd.plotly.v1+json")
-    assert len(drawn) == 2 + 2 + 1 + 3 + 2 + 3 + 3 + 1
+    assert len(drawn) == 2 + 2 + 1 + 3 + 2 + 3 + 1 + 3 + 3
     # of 500 images FAB takes one, and then Square one
     told_of_attacks = [text for text in outputs(out, "text/markdown") if text.startswith("In 10 runs of RCT-AF")]
     assert len(told_of_attacks) == 1

@@ -21,6 +21,7 @@ from rctaf.controls.conditions import (
     CHANCE,
     CHANGES,
     FALLEN,
+    LATER,
     fallen,
     harm,
     harm_arms,
