@@ -245,7 +245,11 @@ TOLD = [  # where, words, what they rest on
     (CRITICAL, "within the family a smaller norm goes with more robustness", smaller_hessian_more_robust),
     (CRITICAL, "ReLU, whose norm is small, is not the most robust", relu_is_flat_and_not_the_most_robust),
     (CRITICAL, "In single precision and with more attack steps it still does", trades_not_arithmetic_nor_steps),
-    (CRITICAL, "lose less, by all seeds together, though not by the later ones alone", trades_not_arithmetic_nor_steps),
+    (
+        CRITICAL,
+        "lose less, by all seeds together; the later ones alone do not show it",
+        trades_not_arithmetic_nor_steps,
+    ),
     (CONTROLS, "neither the start nor max\\|σ″\\| alone decides", neither_start_nor_curvature_alone),
     (CONTROLS, "on average over layers α hardly leaves its start, except from the smallest", alpha_stays),
     (CONTROLS, "mean differences below a point, one of them shown to exist", decay_matters_little),
@@ -255,7 +259,7 @@ TOLD = [  # where, words, what they rest on
     (CONTROLS, "on Fashion-MNIST many sharp networks lose much", networks_collapse_when_trained_longer),
     (
         CONTROLS,
-        "still harmed in single precision and with 10 attack steps; with PGD less",
+        "still harmed in single precision and with 10 attack steps; with PGD less, by all seeds together",
         trades_not_arithmetic_nor_steps,
     ),
     (CONTROLS, "ELU is far off, GELU not told apart from RCT-AF", elu_differs_gelu_does_not),
