@@ -26,6 +26,11 @@ def complete(name, chosen=bool):
     return controls.complete(evidence(name).grid, evidence(name).records, chosen)
 
 
+def beside_twins(name):
+    """The runs of a control, and those of Figure 3 that it is compared with."""
+    return complete(name), complete(DIGITS, controls.twins(evidence(name).grid))
+
+
 def places(rows, value=VALUE, kind="max"):
     found = verdicts.places(rows, value, kind)
     assert [place.order for place in found] == [0, 1, 2]
@@ -57,22 +62,17 @@ def outcomes(name):
                 for grid in (DIGITS, "digits/controls/rms_curvature")
             )
             found = controls.orders(*measured, VALUE)
-        case "outside" | "outside at equal rms":
-            at_rms = name != "outside"
-            grid = f"digits/controls/other_functions{'_rms' if at_rms else ''}"
-            family = (
-                complete("digits/controls/rms_curvature")
-                if at_rms
-                else complete(DIGITS, controls.twins(evidence(grid).grid))
-            )
-            rule = controls.other_functions_at_equal_rms if at_rms else controls.other_functions
-            found = rule(*map(controls.with_rms_at_start, (complete(grid), family)), VALUE)
+        case "outside":
+            both = map(controls.with_rms_at_start, beside_twins("digits/controls/other_functions"))
+            found = controls.other_functions(*both, VALUE)
+        case "outside at equal rms":
+            grids = "digits/controls/other_functions_rms", "digits/controls/rms_curvature"
+            both = map(controls.with_rms_at_start, map(complete, grids))
+            found = controls.other_functions_at_equal_rms(*both, VALUE)
         case "no_norm":
-            grid = "digits/controls/no_norm"
-            found = controls.no_norm(complete(grid), complete(DIGITS, controls.twins(evidence(grid).grid)), VALUE)
-        case _:
-            data = {"digits/controls/longer": "digits", "fashion/controls/longer": "Fashion-MNIST"}[name]
-            found = controls.longer(complete(name), VALUE, data)
+            found = controls.no_norm(*beside_twins("digits/controls/no_norm"), VALUE)
+        case _:  # a grid of control (f)
+            found = controls.longer(complete(name), VALUE, evidence(name).data)
     return {verdict.claim: verdict.outcome for verdict in found}
 
 

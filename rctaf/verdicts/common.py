@@ -317,14 +317,14 @@ def inside_best(
         chosen = [f"{c:g}" for c in sorted(set(ends["chosen"].iloc[0]))]
         words.append(f"order {order} {listed(differences)}, with the inside at {listed(chosen)}")
     outcome = outcome_of(bool((found["low"] > 0).all()), bool((found["p_end_above_holm"] < 0.05).any()))
-    best, side = ("highest", "above") if kind == "max" else ("lowest", "below")
+    best, better = ("highest", "above") if kind == "max" else ("lowest", "below")
     why = (
         f"95 % intervals over {count(found['n'].iloc[0], 'seed')}; in each, the inside is the curvature with the "
         f"{best} mean over the seeds before it, so that the first seed only chooses"
     )
     if outcome != "supported":
         p = p_value(found["p_end_above_holm"].min())
-        why += f"; {p} (after Holm) for the clearest end {side} all of its inside"
+        why += f"; {p} (after Holm) for the clearest end {better} all of its inside"
     return Verdict(claim, f"{lead}: {'; '.join(words)}; {why}.", outcome)
 
 

@@ -78,7 +78,8 @@ def hessian_is_a_valley(frame: pd.DataFrame, loss: str, norm: str = "rms") -> Ve
         "grid are above its inside, in {orders}."
     )
     frame = frame.assign(log_norm=np.log(column_of(frame, f"hessian_{loss}.{norm}")))
-    return inside_best(claim, frame, "log_norm", "min", "Norm at an end over norm inside", ratio)
+    found = inside_best(claim, frame, "log_norm", "min", "Norm at an end over norm inside", ratio)
+    return replace(found, measured=f"{found.measured} {ADDED_LAST}")
 
 
 def hessian_goes_with_robustness(frame: pd.DataFrame, value: str, loss: str, norm: str = "rms") -> Verdict:
@@ -167,7 +168,7 @@ def figure_7(frame: pd.DataFrame, value: str) -> list[Verdict]:
         replace(verdict, topic=f"Fig. 7, {name}: {topic}")
         for loss, name in LOSSES.items()
         for topic, verdict in {
-            f"a U (both ends higher) {ADDED_MARK}": _valley(frame, loss),
+            f"a U (both ends higher) {ADDED_MARK}": hessian_is_a_valley(frame, loss),
             "Hessian least between 4 and 10": hessian_least_in_band(frame, loss),
             "smaller Hessian, more robust": hessian_goes_with_robustness(frame, value, loss),
             "larger Hessian for ReLU": relu_is_sharper(frame, loss),
@@ -182,13 +183,8 @@ def figure_7_scale_free(frame: pd.DataFrame, value: str) -> list[Verdict]:
         verdict
         for loss in LOSSES
         for verdict in (
-            _valley(frame, loss, "scale_free"),
+            hessian_is_a_valley(frame, loss, "scale_free"),
             hessian_least_in_band(frame, loss, "scale_free"),
             hessian_goes_with_robustness(frame, value, loss, "scale_free"),
         )
     ]
-
-
-def _valley(frame: pd.DataFrame, loss: str, norm: str = "rms") -> Verdict:
-    found = hessian_is_a_valley(frame, loss, norm)
-    return replace(found, measured=f"{found.measured} {ADDED_LAST}")
