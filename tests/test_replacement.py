@@ -345,6 +345,18 @@ def patched():
     return made
 
 
+class BuiltIn(nn.Module):
+    """Its forward is not Python."""
+
+    forward = staticmethod(torch.relu)
+
+
+def patched_with_a_built_in():
+    made = Innocent()
+    made.forward = torch.relu
+    return made
+
+
 def patched_twice():
     """A forward of its own behind a wrapper, as libraries put hooks around it."""
     made = Innocent()
@@ -360,6 +372,8 @@ def exported():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (BuiltIn, r"0 \(BuiltIn\) calls code that cannot be read"),
+        (patched_with_a_built_in, r"0 \(Innocent\) calls code that cannot be read"),
         (Made, r"0 \(Made\) calls ReLU"),
         (MadeUntraceable, r"0 \(MadeUntraceable\) calls ReLU"),
         (MadeAnew, r"0 \(MadeAnew\) calls ELU"),
