@@ -192,6 +192,36 @@ class AtenUntraceable(nn.Module):
         return torch.ops.aten.silu_.default(x) if x.sum() > 0 else x
 
 
+class MethodUntraceable(nn.Module):
+    def forward(self, x):
+        return (x + 1).relu() if x.sum() > 0 else x
+
+
+class ImportedUntraceable(nn.Module):
+    def forward(self, x):
+        from torch.nn.functional import hardswish as cut
+
+        return cut(x) if x.sum() > 0 else x
+
+
+@torch.no_grad()
+def wrapped(x):
+    return F.elu(x)
+
+
+class WrappedUntraceable(nn.Module):
+    def forward(self, x):
+        return wrapped(x) if x.sum() > 0 else x
+
+
+class MissingAsked(nn.Module):
+    """A Proxy is never None, here where nothing jumps on it."""
+
+    def forward(self, x, skip):
+        missing = skip is None
+        return F.relu(x) if missing else x + skip
+
+
 class Evaluated(nn.Module):
     """A trace in training mode takes the other path."""
 
@@ -372,6 +402,10 @@ def exported():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (MethodUntraceable, r"0 \(MethodUntraceable\) calls relu"),
+        (ImportedUntraceable, r"0 \(ImportedUntraceable\) calls hardswish"),
+        (WrappedUntraceable, r"0 \(WrappedUntraceable\) calls elu"),
+        (MissingAsked, r"0 \(MissingAsked\) calls relu"),
         (BuiltIn, r"0 \(BuiltIn\) calls code that cannot be read"),
         (patched_with_a_built_in, r"0 \(Innocent\) calls code that cannot be read"),
         (Made, r"0 \(Made\) calls ReLU"),
