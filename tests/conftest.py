@@ -3,7 +3,9 @@ batches."""
 
 import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,22 @@ folder = Path(os.environ["RCTAF_RESULTS"], "local", record["id"])
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "run.json").write_text(json.dumps(record))
 """
+
+
+@pytest.fixture
+def passes_alone() -> Callable[..., None]:
+    """Run a test file in a process of its own, with more in its environment, for what holds for a whole process."""
+
+    def passes(file: str, **environment: str) -> None:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", file]
+        done = subprocess.run(
+            command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True,
+            cwd=Path(__file__).parent.parent,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert " passed" in done.stdout
+
+    return passes
 
 
 @pytest.fixture

@@ -4,9 +4,6 @@ In a process of its own (see other_device.py). What a GPU computes is tested in 
 """
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,12 +26,8 @@ if INSIDE:
 
 
 @pytest.mark.skipif(INSIDE, reason="runs as it is")
-def test_in_a_process_of_its_own():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    environment = {**os.environ, "RCTAF_TEST_OTHER_DEVICE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+def test_in_a_process_of_its_own(passes_alone):
+    passes_alone(__file__, RCTAF_TEST_OTHER_DEVICE="1")
 
 
 @pytest.fixture
@@ -108,7 +101,8 @@ def test_training_waits_once_in_an_epoch(settings, waits):
 def test_training_and_evaluation_find_there_what_they_find_here(waits):
     """Up to rounding: the C kernel and small convolutions as matrices are the CPU's alone."""
     settings = {"method": "standard", "epochs": 8}
-    x, y = data.load("digits", 200).test_x[:40], data.load("digits", 200).test_y[:40]
+    digits = data.load("digits", 200)
+    x, y = digits.test_x[:40], digits.test_y[:40]
     found = []
     for device in ("cpu", "other"):
         model, history = trained(device, **settings)

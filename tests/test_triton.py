@@ -7,9 +7,6 @@ they also run: on one, this file tests that too.
 
 import math
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -41,12 +38,8 @@ def triton_kernel(monkeypatch):
 
 
 @pytest.mark.skipif(CUDA or INTERPRETED, reason="runs as it is")
-def test_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+def test_in_the_interpreter(passes_alone):
+    passes_alone(__file__, TRITON_INTERPRET="1")
 
 
 def _points(alpha: float) -> torch.Tensor:
