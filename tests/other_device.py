@@ -1,7 +1,6 @@
 """A device on any machine that PyTorch keeps apart from the CPU as it does a GPU, though its memory is the CPU's.
 
-An operation on tensors of both is refused, and what would make a program wait for a GPU is noted in ``waits``. Imported
-in a process of its own only: PyTorch can have one such device, for good.
+An operation on tensors of both is refused, and what would make a program wait for a GPU is noted in ``waits``.
 """
 
 from collections.abc import Iterator
@@ -21,11 +20,6 @@ _COPIES = {aten.copy_.default, aten._to_copy.default}
 _INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 # results in Python, or of a size that only their values tell
 _WAITING = {aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.masked_select.default}
-
-
-class _Backend(backend_registration._DummyBackendModule):
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        return [torch.bfloat16]
 
 
 class _Generator(torch.Generator):
@@ -106,6 +100,14 @@ def present() -> Iterator[None]:
         torch.__future__.set_overwrite_module_params_on_conversion(False)
 
 
-backend_registration._setup_privateuseone_for_python_backend(NAME, _Backend())
-_library = torch.library.Library("_", "IMPL")
-_library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # bf16 is asked for and not given
+def register() -> torch.library.Library:
+    """Tell PyTorch of the device, for as long as the process lives: so in one of its own. Keep what is returned."""
+
+    class Backend(backend_registration._DummyBackendModule):
+        def get_amp_supported_dtype(self) -> list[torch.dtype]:
+            return [torch.bfloat16]
+
+    backend_registration._setup_privateuseone_for_python_backend(NAME, Backend())
+    library = torch.library.Library("_", "IMPL")
+    library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # bf16 is asked for and not given
+    return library

@@ -5,6 +5,7 @@ In a process of its own (see other_device.py). What a GPU computes is tested in 
 
 import os
 
+import other_device
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 INSIDE = os.environ.get("RCTAF_TEST_OTHER_DEVICE") == "1"
 inside = pytest.mark.skipif(not INSIDE, reason="test_in_a_process_of_its_own runs this")
 if INSIDE:
-    import other_device
+    LIBRARY = other_device.register()
 
 
 @pytest.mark.skipif(INSIDE, reason="runs as it is")
