@@ -48,7 +48,8 @@ def test_only_the_tagged_cell_sets_settings() -> None:
 
 def test_a_norm_whose_square_came_out_negative_is_no_zero(capsys) -> None:
     estimate = SimpleNamespace(rms=None, rms_interval=(0.0, 0.5), probes=64)
-    tools = SimpleNamespace(effective_curvature=lambda *a: [], hessian_diagonal_norm=lambda *a, **kw: estimate)
+    others = {"effective_curvature": lambda *a: [], "input_curvature": lambda *a, **kw: estimate}
+    tools = SimpleNamespace(hessian_diagonal_norm=lambda *a, **kw: estimate, **others)
     x, y = torch.zeros(2, 1, 8, 8), torch.zeros(2)
     (cell,) = (cell for cell in cells_of_code() if "hessian_diagonal_norm" in cell.source)
     names = {"config": RunConfig(), "evaluation": tools, "test_x": x, "test_y": y, "device": "cpu", "metrics": {}}
@@ -86,6 +87,9 @@ def test_record_holds_every_measurement(record: records.Record) -> None:
         low, high = metrics[name]["rms_interval"]
         assert low <= metrics[name]["rms"] <= high
     assert len(metrics["effective_curvature"]) == 7  # stem and three blocks of two
+    in_inputs = metrics["input_curvature"]
+    assert (in_inputs["images"], in_inputs["epsilon"]) == (16, 0.1)
+    assert min(in_inputs["spectral_norm"], in_inputs["linearity_error"]) > 0
 
 
 @pytest.mark.parametrize(

@@ -49,15 +49,19 @@ from rctaf.verdicts.common import (
     why_orders_alike,
 )
 from rctaf.verdicts.hessian import (
+    INPUTS,
     LOSSES,
     NORMS,
     clean_accuracy_falls_below,
     figure_7,
+    figure_7_inputs,
     figure_7_scale_free,
     hessian_goes_with_robustness,
     hessian_is_a_valley,
     hessian_least_in_band,
+    inputs_go_with_robustness,
     pulled_to_0,
+    relu_is_less_linear,
     relu_is_sharper,
     with_scale_free_norms,
 )

@@ -33,6 +33,12 @@ from rctaf.words import listed, ratio
 
 #: which norm, and its name in a claim
 NORMS = {"rms": "Hessian diagonal norm", "scale_free": "scale-free Hessian diagonal norm"}
+#: which measure of curvature in the inputs, and its name in a claim
+INPUTS = {
+    "spectral_norm": "spectral norm of the loss's Hessian in the inputs",
+    "normalised": "spectral norm of the loss's Hessian in the inputs, over the norm of the gradient,",
+    "linearity_error": "local linearity error of the loss in the inputs",
+}
 #: which loss, and its name in a claim
 LOSSES = {"clean": "clean loss", "adversarial": "loss on attacked images"}
 
@@ -89,7 +95,24 @@ def hessian_goes_with_robustness(frame: pd.DataFrame, value: str, loss: str, nor
     ``BOOTSTRAP_SEEDS`` complete seeds. A correlation over one family of activations cannot show a cause either way.
     """
     claim = f"A smaller {NORMS[norm]} of the {LOSSES[loss]} goes with higher robustness, within {{orders}}."
-    column = f"hessian_{loss}.{norm}"
+    return _goes_with_robustness(claim, frame, value, f"hessian_{loss}.{norm}")
+
+
+def inputs_go_with_robustness(frame: pd.DataFrame, value: str, measure: str) -> Verdict:
+    """Not the paper's: a loss that bends less in the inputs goes with more robustness (Spearman within orders).
+
+    Rule: that of :func:`hessian_goes_with_robustness`, with a measure of :mod:`rctaf.evaluation.input_curvature` in
+    place of the norm. It was made before the runs.
+
+    Args:
+        measure: one of :data:`INPUTS`.
+    """
+    claim = f"A smaller {INPUTS[measure]} goes with higher robustness, within {{orders}}."
+    return _goes_with_robustness(claim, frame, value, f"input_curvature.{measure}")
+
+
+def _goes_with_robustness(claim: str, frame: pd.DataFrame, value: str, column: str) -> Verdict:
+    """The rule of :func:`hessian_goes_with_robustness` on any measured column."""
     measured = frame.assign(**{value: frame[value].where(column_of(frame, column).notna())})
     claim, rows, stop = rows_to_judge(claim, measured, value, BOOTSTRAP_SEEDS, curvatures=3)
     if stop:
@@ -124,20 +147,35 @@ def relu_is_sharper(frame: pd.DataFrame, loss: str) -> Verdict:
         f"ReLU, with effectively infinite curvature at its kink, has a larger {NORMS['rms']} of the {LOSSES[loss]} "
         "than RCT-AF within 4 to 10."
     )
-    frame = frame.assign(log_rms=np.log(column_of(frame, f"hessian_{loss}.rms")))
-    claim, rows, stop = rows_to_judge(claim, frame, "log_rms")
+    kink = "Automatic differentiation does not see the kink itself."
+    return _larger_for_relu(claim, frame, f"hessian_{loss}.rms", "Norm", kink)
+
+
+def relu_is_less_linear(frame: pd.DataFrame) -> Verdict:
+    """Sect. 4.4 put to the inputs, not the paper's: ReLU's kinks make the loss less linear over an attack's steps.
+
+    Rule: that of :func:`relu_is_sharper`, with the local linearity error. It was made before the runs.
+    """
+    claim = f"ReLU, with a kink, has a larger {INPUTS['linearity_error']} than RCT-AF within 4 to 10."
+    kink = "Steps as long as an attack's cross the kinks."
+    return _larger_for_relu(claim, frame, "input_curvature.linearity_error", "Error", kink)
+
+
+def _larger_for_relu(claim: str, frame: pd.DataFrame, column: str, what: str, kink: str) -> Verdict:
+    """The rule of :func:`relu_is_sharper` on any positive measured column."""
+    frame = frame.assign(log=np.log(column_of(frame, column)))
+    claim, rows, stop = rows_to_judge(claim, frame, "log")
     if stop:
         return stop
-    relu, band = relu_and_band(frame, rows, "log_rms")
+    relu, band = relu_and_band(frame, rows, "log")
     if len(relu) < MIN_SEEDS:
         return Verdict(claim, f"ReLU has {len(relu)} of these seeds; {MIN_SEEDS} are needed.", "not testable")
     if band.empty:
         return Verdict(claim, "No order was run between 4 and 10.", "not testable")
     d = paired_difference(relu.to_numpy(float), band.to_numpy(float)).difference
     words = (
-        f"Norm of ReLU over norm in the band: {math.exp(d.value):.2g} "
-        f"(95 % interval {math.exp(d.low):.2g} to {math.exp(d.high):.2g}, {d.n} seeds). "
-        "Automatic differentiation does not see the kink itself."
+        f"{what} of ReLU over {what.lower()} in the band: {math.exp(d.value):.2g} "
+        f"(95 % interval {math.exp(d.low):.2g} to {math.exp(d.high):.2g}, {d.n} seeds). {kink}"
     )
     return Verdict(claim, words, sign(d))
 
@@ -188,3 +226,8 @@ def figure_7_scale_free(frame: pd.DataFrame, value: str) -> list[Verdict]:
             hessian_goes_with_robustness(frame, value, loss, "scale_free"),
         )
     ]
+
+
+def figure_7_inputs(frame: pd.DataFrame, value: str) -> list[Verdict]:
+    """Curvature in the inputs in place of the weights; not the paper's."""
+    return [*(inputs_go_with_robustness(frame, value, measure) for measure in INPUTS), relu_is_less_linear(frame)]
