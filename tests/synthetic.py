@@ -83,6 +83,7 @@ def fill(grid: Grid, *, peak: float, hessian_least: float, noise: float = 0.002,
             "screening_accuracy": value,
             "hessian_clean": estimate(rms),
             "hessian_adversarial": estimate(2 * rms),
+            "input_curvature": {"images": 64, "spectral_norm": 5 * rms, "normalised": 7 * rms, "linearity_error": rms},
         }
         if config.autoattack == "standard":
             metrics["robust_accuracy"] = value - 0.004

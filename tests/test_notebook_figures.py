@@ -209,15 +209,20 @@ def test_figure_7(store, tmp_path):
     out = tmp_path / "figure_7.ipynb"
     parameters = {
         "grids": [str(store / "known.yaml")],
+        "inputs_grids": [str(store / "known.yaml")],
         "standard_grids": [str(store / "standard.yaml")],
     }
     execute_notebook(FIGURES / "figure_7.ipynb", out, parameters)
-    clean, adversarial, *scale_free, share, _, standard = outputs(out, "application/vnd.plotly.v1+json")
+    drawn = outputs(out, "application/vnd.plotly.v1+json")
+    clean, adversarial, *scale_free, share, _, spectral, normalised, linearity, standard = drawn
     reads = {
         "hessian_clean": (clean, "known", lambda m: np.log(m["hessian_clean"]["rms"])),
         "hessian_adversarial": (adversarial, "known", lambda m: np.log(m["hessian_adversarial"]["rms"])),
         "scale-free, clean": (scale_free[0], "known", lambda m: np.log(9 * m["hessian_clean"]["rms"])),
         "scale-free, adversarial": (scale_free[1], "known", lambda m: np.log(9 * m["hessian_adversarial"]["rms"])),
+        "spectral": (spectral, "known", lambda m: np.log(m["input_curvature"]["spectral_norm"])),
+        "normalised": (normalised, "known", lambda m: np.log(m["input_curvature"]["normalised"])),
+        "linearity": (linearity, "known", lambda m: np.log(m["input_curvature"]["linearity_error"])),
         "clean_accuracy": (standard, "standard", lambda m: m["clean_accuracy"]),
     }
     for name, (figure, grid, read) in reads.items():
@@ -236,7 +241,8 @@ def test_figure_7(store, tmp_path):
     assert "the first 128 test images; for the attacked loss PGD-20 in ℓ∞ with ε = 0.15; 64 probes" in text
     assert "training in fp32" in text
     verdicts = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
-    assert len(verdicts) == 8 + 6 + 1
+    assert "The first 64 test images, unchanged." in text
+    assert len(verdicts) == 8 + 6 + 4 + 1
     assert "Verdict: supported" in verdicts[0]  # a U
     assert "Verdict: not supported" in verdicts[1]  # whose bottom was put at 1
 
@@ -306,7 +312,7 @@ def test_every_page_draws_its_grids_when_they_are_complete(tmp_path, monkeypatch
     monkeypatch.setenv("RCTAF_RESULTS", str(tmp_path))
     parameters: dict = {}
     exec(nbformat.read(FIGURES / f"{figure}.ipynb", as_version=4).cells[1].source, parameters)
-    paths = [path for name in ("grids", "standard_grids") for path in parameters.get(name, [])]
+    paths = [path for name in ("grids", "inputs_grids", "standard_grids") for path in parameters.get(name, [])]
     paper = [path for path in paths if "/paper/" in path]
     assert paper
     for path in paper:

@@ -70,6 +70,13 @@ def test_a_trained_network_is_measured_as_on_the_cpu(digits):
     assert wanted.rms_interval[0] < high
     for here, cpu in zip(*(evaluation.effective_curvature(*pair) for pair in ((model, x), there[:2])), strict=True):
         assert here.kappa == pytest.approx(cpu.kappa, rel=1e-3)
+    model.cpu()
+    wanted = evaluation.input_curvature(*there, 0.1)
+    found = evaluation.input_curvature(model.to(DEVICE), x, y, 0.1)
+    assert found.gradient_l1 == pytest.approx(wanted.gradient_l1, rel=1e-3)
+    # both from random starts, which the two generators draw differently
+    assert found.spectral_norm == pytest.approx(wanted.spectral_norm, rel=1e-2)
+    assert found.linearity_error == pytest.approx(wanted.linearity_error, rel=5e-2)
 
 
 def test_autoattack_leaves_no_more_than_pgd(digits):

@@ -110,15 +110,19 @@ def test_training_and_evaluation_find_there_what_they_find_here(waits):
         images, labels = data.to_float(x.to(device)), y.to(device)
         estimate = evaluation.hessian_diagonal_norm(model, F.cross_entropy, images, labels, max_probes=64)
         kappa = [layer.kappa for layer in evaluation.effective_curvature(model, images)]
+        in_inputs = evaluation.input_curvature(model, images, labels, 0.05)
         attacked = evaluation.autoattack(model, images, labels, 0.05, "screening", batch_size=40)
         correct, n = evaluation.accuracy(model, pgd20(model, images, labels, 0.05), labels)
-        found.append((history["loss"][-1], kappa, estimate.gauss_newton_square, estimate.rms, attacked, correct / n))
-    (loss, kappa, exact, rms, attacked, pgd), there = found
+        exact, rms = estimate.gauss_newton_square, estimate.rms
+        found.append((history["loss"][-1], kappa, exact, rms, attacked, correct / n, in_inputs))
+    (loss, kappa, exact, rms, attacked, pgd, in_inputs), there = found
     assert there[0] == pytest.approx(loss, rel=1e-2)  # eight epochs multiply a difference in the last digit
     assert there[1] == pytest.approx(kappa, rel=1e-2)
     assert there[2] == pytest.approx(exact, rel=5e-2)
     assert there[3] == pytest.approx(rms, rel=5e-2)
     assert there[5] == pytest.approx(pgd, abs=1 / 40)
+    for name in ("gradient_l1", "spectral_norm", "linearity_error"):
+        assert getattr(there[6], name) == pytest.approx(getattr(in_inputs, name), rel=5e-2)
     assert there[4]["clean"] == pytest.approx(attacked["clean"], abs=1)
     for step, wanted in zip(there[4]["waterfall"], attacked["waterfall"], strict=True):
         assert step["attack"] == wanted["attack"]

@@ -326,6 +326,26 @@ def test_the_scale_free_norm_is_judged_by_the_same_rules(frame):
     assert verdicts.with_scale_free_norms(unmeasured)["hessian_clean.scale_free"].isna().all()
 
 
+def test_curvature_in_the_inputs_is_judged_by_the_same_rules(frame):
+    """Made proportional to the norm of the clean loss, within the family and for ReLU."""
+    rows = frame(peak=6.5, hessian_least=6.5)
+    found = verdicts.figure_7_inputs(rows, VALUE)
+    norm = verdicts.hessian_goes_with_robustness(rows, VALUE, "clean")
+    assert norm.outcome == "supported"
+    assert [v.measured for v in found[:3]] == [norm.measured] * 3
+    assert len({v.claim for v in found[:3]} | {norm.claim}) == 4
+    relu = verdicts.relu_is_sharper(rows, "clean")
+    assert found[3].outcome == relu.outcome
+    assert found[3].measured.startswith(
+        relu.measured.split(" (")[0].replace("Norm of ReLU over norm", "Error of ReLU over error")
+    )
+    away = rows.assign(**{"input_curvature.normalised": 1 / rows["input_curvature.normalised"]})
+    outcomes = [v.outcome for v in verdicts.figure_7_inputs(away, VALUE)]
+    assert outcomes[:3] == ["supported", "not supported", "supported"]
+    unmeasured = rows[[name for name in rows if not name.startswith("input_curvature")]]
+    assert {v.outcome for v in verdicts.figure_7_inputs(unmeasured, VALUE)} == {"not testable"}
+
+
 def test_a_valley_is_a_hill_upside_down(frame):
     rows = frame(peak=6.5, hessian_least=1.0)
     found = verdicts.hessian_is_a_valley(rows, "clean")
@@ -575,6 +595,7 @@ def every_rule(rows):
         *verdicts.figure_3(rows, VALUE),
         *verdicts.figure_7(rows, VALUE),
         *verdicts.figure_7_scale_free(rows, VALUE),
+        *verdicts.figure_7_inputs(rows, VALUE),
         *verdicts.table_1(rows, VALUE),
         verdicts.clean_accuracy_falls_below(rows),
         verdicts.same_peak(both, VALUE, "network"),
