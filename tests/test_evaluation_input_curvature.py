@@ -1,6 +1,7 @@
 """Curvature of the loss in the inputs, against whole Hessians, closed forms and a search of the ball."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from rctaf.activations import RCTAF
 from rctaf.evaluation import input_curvature
 from rctaf.evaluation.input_curvature import _derivatives, _linearity_error
 from rctaf.models import make_model
+
+module = sys.modules[_derivatives.__module__]  # the package has the function under the module's name
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -33,9 +36,15 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.randint(0, 3, (12,), generator=generator(1))
 
 
-def test_norms_are_those_of_the_whole_derivatives(images) -> None:
+def test_norms_are_those_of_the_whole_derivatives(images, monkeypatch) -> None:
     model, (x, y) = network(), images
-    found = input_curvature(model, x, y, 0.1, batch_size=5)
+    # 5 images at once: each gives 100 values after the convolution, norm, activation and flattening, and 3 logits
+    monkeypatch.setattr(module, "_LAYER_ELEMENTS", 5 * (4 * 100 + 3))
+    sizes = []
+    with model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0]))):
+        found = input_curvature(model, x, y, 0.1)
+    assert sizes[0] == 1
+    assert set(sizes[1:]) == {5, 2}
     assert model.training
     model.eval()
 

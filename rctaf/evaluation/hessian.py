@@ -116,6 +116,22 @@ class _PReLUWrittenOut(TorchFunctionMode):
         return torch.where(input > 0, input, slope * input)
 
 
+def layer_values(model: nn.Module, forward: Callable[[], object]) -> int:
+    """How many values the innermost modules of a model give in one forward; 0 where a forward uses none."""
+    size = 0
+
+    def count(module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal size
+        size += output.numel() if isinstance(output, Tensor) else 0
+
+    with ExitStack() as hooks, torch.no_grad():
+        for module in model.modules():
+            if not list(module.children()):
+                hooks.enter_context(module.register_forward_hook(count))
+        forward()
+    return size
+
+
 class _Problem:
     """A model, images and a loss as functions of one flat parameter vector."""
 
@@ -137,18 +153,8 @@ class _Problem:
 
     def parts(self, directions: int) -> list[slice]:
         """The images in parts small enough to be differentiated in that many directions at once."""
-        size = 0
-
-        def count(module: nn.Module, inputs: object, output: object) -> None:
-            nonlocal size
-            size += output.numel() if isinstance(output, Tensor) else 0
-
-        with ExitStack() as hooks, torch.no_grad():
-            for module in self.model.modules():
-                if not list(module.children()):
-                    hooks.enter_context(module.register_forward_hook(count))
-            self.logits(self.theta, self.x[:1])
-        number = max(1, _LAYER_ELEMENTS // (max(size, 1) * directions))  # a forward may use no layers at all
+        size = layer_values(self.model, lambda: self.logits(self.theta, self.x[:1]))
+        number = max(1, _LAYER_ELEMENTS // (max(size, 1) * directions))
         return [slice(i, i + number) for i in range(0, len(self.x), number)]
 
     def logit_derivatives(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rctaf.arithmetic import repeatable
 from rctaf.attacks import check_labels, check_range, logits_of
+from rctaf.evaluation.hessian import layer_values
 from rctaf.models.norm import eval_mode
 
 _PRODUCTS = 30  # of the power method; on digits the mean is then within a thousandth of the exact one
@@ -37,6 +38,10 @@ _STEPS = 20  # of the ascent, each a quarter of epsilon, as in PGD-20; 40 find 1
 # Of the ascent. Along and against the direction in which the loss bends there are two hills, and one start finds the
 # wrong one for many images: on digits 1, 5 and 10 starts find 75, 95 and 98 % of what 40 find.
 _STARTS = 10
+_IMAGES = 128  # differentiated at once
+_LAYER_ELEMENTS = (
+    2**28
+)  # values of all layers for these images: some 4 GiB in float32 with what a second derivative needs
 _TINY = 1e-30  # in place of a norm of 0
 
 
@@ -64,9 +69,7 @@ class InputCurvature:
 
 
 @repeatable()
-def input_curvature(
-    model: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, seed: int = 0, batch_size: int = 128
-) -> InputCurvature:
+def input_curvature(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, seed: int = 0) -> InputCurvature:
     """Measure slope and curvature of the cross-entropy in the pixels, in eval mode.
 
     Args:
@@ -74,7 +77,6 @@ def input_curvature(
         x: images; y: labels [N].
         epsilon: ℓ∞ radius in the units of ``x``.
         seed: of the start of the power method and of the ascent.
-        batch_size: images at once; no result depends on it but through rounding and the random starts.
 
     Raises:
         ValueError: no images, another number of labels, images or epsilon outside [0, 1], or a loss or derivative that
@@ -93,7 +95,8 @@ def input_curvature(
         torch.compiler.set_stance("force_eager"),  # compiled code has no second derivatives
         sdpa_kernel(SDPBackend.MATH),  # nor has fused attention
     ):
-        for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        number = max(1, min(_IMAGES, _LAYER_ELEMENTS // max(1, layer_values(model, lambda: model(x[:1])))))
+        for images, labels in zip(x.split(number), y.split(number), strict=True):
             loss, gradient, spectral = _derivatives(model, images, labels, generator)
             error = _linearity_error(model, images, labels, epsilon, loss, gradient, generator)
             flat = gradient.flatten(1)
