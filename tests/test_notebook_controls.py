@@ -420,6 +420,27 @@ def test_other_functions_at_equal_rms_curvature():
     assert expected in controls.other_functions_at_equal_rms(others, family, VALUE)[1].measured
 
 
+def test_other_functions_after_longer_training():
+    grid, longer = GRIDS["other_functions_longer"], GRIDS["longer"]
+
+    def frame(cells, offset):
+        rows = pd.DataFrame([{**c.model_dump(mode="json"), "curvature": c.equal_curvature} for c in cells])
+        noise = np.random.default_rng(0).normal(0, 1e-3, len(rows)) + 0.01 * rows["seed"]
+        return rows.assign(**{VALUE: 0.7 + rows["activation"].map(offset).fillna(0.0) + noise})
+
+    family = frame([c for c in longer.cells().values() if controls.twins(grid)(c)], {})
+    assert set(family["epochs"]) == {80}  # the grid has shorter runs too
+    assert len(family) == 5 * 3 * 5
+
+    def found(offset):
+        return controls.other_functions_after_longer(frame(grid.cells().values(), offset), family, VALUE)
+
+    assert [verdict.claim.split(", ")[1][:4] for verdict in found({})] == ["ELU ", "GELU"]
+    assert outcomes(found({})) == ["supported", "supported"]
+    assert outcomes(found({"elu": -0.02})) == ["not supported", "supported"]
+    assert "max|σ″| 25: " in found({})[0].measured
+
+
 def test_harm_of_longer_training_against_worlds_of_each_cause():
     def found(single, stronger):
         lost = dict(zip((controls.AS_BEFORE, *controls.CHANGES), (0.3, single, stronger, 0.2), strict=True))
@@ -498,6 +519,7 @@ def test_too_few_seeds_are_not_judged(seeds):
         *controls.other_functions_at_equal_rms(
             *[controls.with_rms_at_start(frames["other_functions_rms"][0])] * 2, VALUE
         ),
+        *controls.other_functions_after_longer(*[frames["other_functions_longer"][0]] * 2, VALUE),
         *controls.harm(controls.complete(HARM, records(HARM, seeds)), VALUE),
     ]
     assert set(outcomes(found)) == {"not testable"}

@@ -33,6 +33,7 @@ from rctaf.controls.labels import (
     not_alone,
     orders,
     other_functions,
+    other_functions_after_longer,
     other_functions_at_equal_rms,
     scatter_about_curve,
     shared_curvatures,

@@ -42,9 +42,13 @@ def of_family(config: RunConfig) -> bool:
 
 
 def twins(grid: Grid) -> Callable[[RunConfig], bool]:
-    """Chooses the RCT-AF runs of another grid that have a curvature and seed of this one."""
-    places = {(config.equal_curvature, config.seed) for config in grid.cells().values()}
-    return lambda config: of_family(config) and (config.equal_curvature, config.seed) in places
+    """Chooses the RCT-AF runs of another grid that have a curvature, seed and length of this one."""
+
+    def place(config: RunConfig) -> tuple[float | None, int, int]:
+        return config.equal_curvature, config.seed, config.epochs
+
+    places = {place(config) for config in grid.cells().values()}
+    return lambda config: of_family(config) and place(config) in places
 
 
 def common_seeds(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -220,6 +220,28 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
     return [*verdicts, verdict_on(together, others, closer)]
 
 
+def other_functions_after_longer(others: pd.DataFrame, family: pd.DataFrame, value: str) -> list[Verdict]:
+    """Trained four times as long, are ELU and GELU as robust as RCT-AF at equal max|sigma''|?
+
+    For each, its robustness minus the mean of the orders of RCT-AF, at every max|sigma''| that was run, by
+    :func:`same`. The rule was fixed on 2026-12-01, before these runs of ELU and GELU were made. Those of RCT-AF, which
+    are shared with control (f), had been seen, and so had all shorter runs.
+
+    Args:
+        others: rows of ELU and GELU, complete seeds.
+        family: likewise, of RCT-AF at the same curvatures, trained as long; seeds without them are left out.
+    """
+    others, family = common_seeds(others, family)
+    return [
+        verdict_on(
+            f"Trained four times as long, {ACTIVATIONS[name]} is as robust as RCT-AF at equal max|σ″|.",
+            others[others["activation"] == name],
+            lambda rows: same(_at_each(rows, family, "curvature", "max|σ″|"), value),
+        )
+        for name in BASELINE_CURVATURES
+    ]
+
+
 def other_functions_at_equal_rms(others: pd.DataFrame, family: pd.DataFrame, value: str) -> list[Verdict]:
     """Are ELU and GELU as robust as RCT-AF at equal rms curvature at the start?
 
