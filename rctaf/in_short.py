@@ -89,7 +89,7 @@ def peak(rows: pd.DataFrame, value: str) -> str:
     where = listed([f"{in_brackets(p)} in order {p.order}" for p in found])
     wider = [str(p.order) for p in found if p.widened]
     which = "" if len(wider) == len(found) else f" in order{'s' if len(wider) > 1 else ''} {listed(wider)}"
-    widened = f", widened{which} to half-way to the tested neighbours" if wider else ""
+    widened = f", widened{which} by other fits or to half-way to the tested neighbours" if wider else ""
     return (
         f"At max|σ″| = {where}; in brackets 95 % intervals over {seeds} seeds{widened}. The paper's range is "
         f"{BAND[0]:g} to {BAND[1]:g}: {sides(found)}."

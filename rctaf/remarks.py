@@ -156,9 +156,9 @@ def last_attacks(records: Sequence[Record]) -> str:
         groups = {f"up to {BAND[1]:g}": ~beyond, f"beyond {BAND[1]:g}": beyond}
     parts = [f"{square[which].mean():.2f} {where}" for where, which in groups.items() if which.any()]
     return typeset(
-        f"In {count(len(rows), 'run')} of RCT-AF under the standard version, FAB takes another {fab.mean():.2f} points "
-        f"on average and at most {fab.max():.2f}, and then Square, which uses no gradients, {square.mean():.2f} and at "
-        f"most {square.max():.2f} (on average {listed(parts)})."
+        f"In {count(len(rows), 'run')} of RCT-AF under the standard version, FAB lowers accuracy by a further "
+        f"{fab.mean():.2f} points on average (at most {fab.max():.2f}), and Square, which uses no gradients, by "
+        f"{square.mean():.2f} more (at most {square.max():.2f}; on average {listed(parts)})."
     )
 
 

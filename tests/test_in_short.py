@@ -46,15 +46,15 @@ def test_the_peak_is_where_the_records_have_it(frame, peak, side):
         assert float(place) == pytest.approx(peak, rel=0.1)
         assert float(low) < peak < float(high)
     assert f"all 3 intervals lie {side} it" in words
-    assert "over 6 seeds, widened to half-way to the tested neighbours." in words
+    assert "over 6 seeds, widened by other fits or to half-way to the tested neighbours." in words
 
 
 def test_a_bracket_that_is_not_widened_does_not_say_so(frame, monkeypatch):
     rows = frame(peak=6.5, hessian_least=6.5)
     made = [Place(0, 6, 5, 8, "", True), Place(1, 6, 4.5, 9, ""), Place(2, 6, 5, 8, "", True)]
     for found, words in (
-        (made, "over 6 seeds, widened in orders 0 and 2 to half-way to the tested neighbours. The"),
-        (made[:2], "over 6 seeds, widened in order 0 to half-way to the tested neighbours. The"),
+        (made, "over 6 seeds, widened in orders 0 and 2 by other fits or to half-way to the tested neighbours. The"),
+        (made[:2], "over 6 seeds, widened in order 0 by other fits or to half-way to the tested neighbours. The"),
         (made[1:2], "over 6 seeds. The"),
     ):
         monkeypatch.setattr(in_short, "places", lambda *_, found=found: found)

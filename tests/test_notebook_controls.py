@@ -619,7 +619,7 @@ def test_page_reads_the_records_back(store):
     # of 500 images FAB takes one, and then Square one
     told_of_attacks = [text for text in outputs(out, "text/markdown") if text.startswith("In 10 runs of RCT-AF")]
     assert len(told_of_attacks) == 1
-    assert "FAB takes another 0.20 points" in told_of_attacks[0]
+    assert "FAB lowers accuracy by a further 0.20 points" in told_of_attacks[0]
     assert "0.20 at 1 and 0.20 at 7" in told_of_attacks[0]
     # every mean of the first figure against a loop over the files
     docs = [json.loads(r.path.read_text()) for r in find(GRIDS["gain"].cells())]

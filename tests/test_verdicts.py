@@ -1,5 +1,6 @@
 """Verdicts on records of known truth: each rule must come out on either side."""
 
+import math
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ from synthetic import fill
 from rctaf import paper, verdicts
 from rctaf.config import Grid
 from rctaf.records import table
+from rctaf.statistics import optimum
 
 GRID = Grid(
     name="synthetic",
@@ -144,7 +146,7 @@ def test_a_rise_that_turns_is_none(frame):
     # above the mean at 1 by far, but seeds scatter so much there that it may as well be below
     scatter = 0.12 * (-1.0) ** rising["seed"] * (rising["curvature"] == 1)
     scattered = verdicts.rises_below(rising.assign(**{VALUE: rising[VALUE] + scatter}), VALUE)
-    assert "Of 4 minus smaller ones, that minus 1 reaches lowest" in scattered.measured
+    assert "At 4 minus at a smaller one, the interval reaches lowest against 1: " in scattered.measured
     assert scattered.outcome == "undecided"
     few = rising[~rising["curvature"].isin([0.25, 0.5])]
     assert verdicts.rises_below(few, VALUE).outcome == "not testable"
@@ -740,3 +742,24 @@ def test_every_row_of_an_overview_is_one_claim(frame):
     assert table["b"].tolist() == [other.outcome if i == 3 else "" for i in range(18)]
     with pytest.raises(ValueError, match="two verdicts at b"):
         verdicts.overview([("b", other), ("b", other)])
+
+
+def test_an_interval_covers_fits_with_other_numbers_of_knots():
+    """Eight curvatures and a highest mean that stands alone: how near a curve comes to it is a matter of its knots."""
+    tested = [0.25, 0.5, 1, 2, 4, 7, 10, 25]
+    heights = dict(zip(tested, (0.70, 0.74, 0.765, 0.76, 0.775, 0.75, 0.74, 0.72), strict=True))
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame(
+        [("rctaf", 1, c, seed, heights[c] + rng.normal(0, 0.004)) for c in tested for seed in range(6)],
+        columns=["activation", "beta", "curvature", "seed", VALUE],
+    )
+    fits = [optimum(rows, VALUE, knots=knots) for knots in (7, 6, 8)]
+    (place,) = verdicts.places(rows, VALUE, "max")
+    assert place.value == fits[0].curvature.value
+    assert place.low <= min(fit.curvature.low for fit in fits)
+    assert place.high >= max(fit.curvature.high for fit in fits)
+    assert place.low < 0.9 * fits[0].curvature.low or place.high > 1.1 * fits[0].curvature.high
+    # each fit reaches half-way to the neighbours of its own place, though it is another's
+    nearest = [int(np.abs(np.log(tested) - math.log(fit.curvature.value)).argmin()) for fit in fits]
+    assert place.low <= min(math.sqrt(tested[i - 1] * tested[i]) for i in nearest)
+    assert place.high >= max(math.sqrt(tested[i + 1] * tested[i]) for i in nearest)

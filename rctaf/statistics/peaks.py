@@ -34,6 +34,7 @@ def optimum(
     *,
     kind: Literal["max", "min"] = "max",
     level: float = 0.05,
+    knots: int = KNOTS,
 ) -> Optimum:
     """The curvature at which ``value`` is best, with a bootstrap interval over seeds.
 
@@ -51,6 +52,7 @@ def optimum(
         value: the column to optimise.
         kind: ``max`` or ``min``.
         level: of the interval, which covers 1 - ``level``; lower it for one of several.
+        knots: of the spline; no more than there are curvatures.
 
     Raises:
         ValueError: an incomplete grid, fewer than 3 seeds, or fewer than 4 curvatures.
@@ -61,7 +63,7 @@ def optimum(
         raise ValueError(f"{len(log_c)} curvatures and {table.shape[1]} seeds: expected at least 4 and 3")
     sign = 1.0 if kind == "max" else -1.0
     y = sign * table.to_numpy(float)  # [curvatures, seeds]
-    basis = natural_splines(log_c, min(KNOTS, len(log_c)))
+    basis = natural_splines(log_c, min(knots, len(log_c)))
     fine = np.linspace(log_c[0], log_c[-1], 1001)
     smoother = basis(fine) @ np.linalg.pinv(basis(log_c))  # means at the tested curvatures -> the curve
 

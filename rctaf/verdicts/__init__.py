@@ -24,6 +24,7 @@ from rctaf.verdicts.common import (
     RULES_CHANGED,
     SEEN,
     TUNED,
+    WIDENED,
     Place,
     Verdict,
     alike,

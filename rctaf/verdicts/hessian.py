@@ -36,7 +36,7 @@ NORMS = {"rms": "Hessian diagonal norm", "scale_free": "scale-free Hessian diago
 #: which measure of curvature in the inputs, and its name in a claim
 INPUTS = {
     "spectral_norm": "spectral norm of the loss's Hessian in the inputs",
-    "normalised": "spectral norm of the loss's Hessian in the inputs, over the norm of the gradient,",
+    "normalised": "spectral norm of the loss's Hessian in the inputs over the norm of the gradient",
     "linearity_error": "local linearity error of the loss in the inputs",
 }
 #: which loss, and its name in a claim
@@ -91,11 +91,13 @@ def hessian_is_a_valley(frame: pd.DataFrame, loss: str, norm: str = "rms") -> Ve
 def hessian_goes_with_robustness(frame: pd.DataFrame, value: str, loss: str, norm: str = "rms") -> Verdict:
     """Fig. 7, the mechanism: a smaller Hessian diagonal goes with more robustness (Spearman within orders).
 
+    Judged by the mean of the orders' correlations, each of which is given too.
+
     Supported: the interval lies below 0. Not supported: above 0. Else undecided. Not testable: fewer than
     ``BOOTSTRAP_SEEDS`` complete seeds. A correlation over one family of activations cannot show a cause either way.
     """
-    claim = f"A smaller {NORMS[norm]} of the {LOSSES[loss]} goes with higher robustness, within {{orders}}."
-    return _goes_with_robustness(claim, frame, value, f"hessian_{loss}.{norm}")
+    what = f"{NORMS[norm]} of the {LOSSES[loss]}"
+    return _goes_with_robustness(what, frame, value, f"hessian_{loss}.{norm}")
 
 
 def inputs_go_with_robustness(frame: pd.DataFrame, value: str, measure: str) -> Verdict:
@@ -107,12 +109,12 @@ def inputs_go_with_robustness(frame: pd.DataFrame, value: str, measure: str) -> 
     Args:
         measure: one of :data:`INPUTS`.
     """
-    claim = f"A smaller {INPUTS[measure]} goes with higher robustness, within {{orders}}."
-    return _goes_with_robustness(claim, frame, value, f"input_curvature.{measure}")
+    return _goes_with_robustness(INPUTS[measure], frame, value, f"input_curvature.{measure}")
 
 
-def _goes_with_robustness(claim: str, frame: pd.DataFrame, value: str, column: str) -> Verdict:
+def _goes_with_robustness(what: str, frame: pd.DataFrame, value: str, column: str) -> Verdict:
     """The rule of :func:`hessian_goes_with_robustness` on any measured column."""
+    claim = f"A smaller {what} goes with higher robustness, by the mean of the correlations within {{orders}}."
     measured = frame.assign(**{value: frame[value].where(column_of(frame, column).notna())})
     claim, rows, stop = rows_to_judge(claim, measured, value, BOOTSTRAP_SEEDS, curvatures=3)
     if stop:
