@@ -35,8 +35,8 @@ CHANGED_WHEN = (
 )
 CHANGED = f"Post hoc: this rule was made stricter {CHANGED_WHEN}."
 WIDENED = (  # of the interval of a place
-    "on 2026-12-01, when all runs that it judges had been seen, by fits with one knot fewer and one more. That can only "
-    "make a verdict more careful. On digits it left three *undecided* that had been *not supported*: one peak for "
+    "on 2026-12-01, when all runs that it judges had been seen, by fits with one knot fewer and one more. That can "
+    "only make a verdict more careful. On digits it left three *undecided* that had been *not supported*: one peak for "
     "every method, and, of both losses, that the scale-free norm is least between 4 and 10"
 )
 ADDED_MARK = "†"  # at the topic of each of them
