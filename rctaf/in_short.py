@@ -42,7 +42,7 @@ from rctaf.verdicts import (
     shared_rows,
     side,
 )
-from rctaf.words import count, listed, points, typeset
+from rctaf.words import count, listed, numbered_orders, points, typeset
 
 Answer = tuple[str, str]  # a question in two words, and the sentence that answers it
 
@@ -235,15 +235,24 @@ _AFTER_LONG_TRAINING = (  # in words: the verdicts on a hill, on the rise below 
     {"supported": "a hill", "undecided": "not shown to be a hill", "not supported": "not a hill"},
     {
         "supported": "higher at 4 than below",
-        "undecided": "not shown to rise below 4",
-        "not supported": "not rising below 4",
+        "undecided": "not shown to rise up to 4",
+        "not supported": "not rising up to 4",
     },
     {
         "supported": "lower beyond 10 in every order",
-        "undecided": "not shown to be lower beyond 10 in every order",
+        "undecided": "lower beyond 10 in {lower}",
         "not supported": "not lower beyond 10 in every order",
     },
 )
+
+
+def _lower_in(rows: pd.DataFrame, value: str) -> str:
+    """The orders in which robustness is shown to be lower beyond the band than within it."""
+    change = lower_beyond(rows, value, band=BAND, beyond=BAND[1])
+    change = change[change["order"] != "all"]
+    shown = change["p_lower_holm"] < 0.05
+    lower, others = (numbered_orders(list(change["order"][which])) for which in (shown, ~shown))
+    return f"{lower} (not shown in {others})" if shown.any() else "no order, as far as is shown"
 
 
 def longer(judged: pd.DataFrame, value: str, verdicts: Sequence[Verdict]) -> list[Answer]:
@@ -286,8 +295,10 @@ def longer(judged: pd.DataFrame, value: str, verdicts: Sequence[Verdict]) -> lis
     )
     if judged["seed"].nunique() >= BOOTSTRAP_SEEDS:
         words += f" The best max|σ″| is then {listed(peaks)}."
+    longest = judged[judged["epochs"] == most]
+    lower = _lower_in(longest, value) if together[2].outcome == "undecided" else ""
     said = [
-        outcomes[verdict.outcome]
+        outcomes[verdict.outcome].format(lower=lower)
         for outcomes, verdict in zip(_AFTER_LONG_TRAINING, together, strict=True)
         if verdict.outcome in outcomes
     ]

@@ -25,7 +25,7 @@ from rctaf.verdicts import (
     rows_to_judge,
     too_few_seeds,
 )
-from rctaf.words import count, listed, points, ratio, typeset
+from rctaf.words import count, listed, numbered_orders, points, ratio, typeset
 
 
 def by_strength(records: Sequence[Record]) -> pd.DataFrame:
@@ -83,7 +83,7 @@ def strength(frame: pd.DataFrame, strong: str) -> str:
         first = weak - _by_curvature(part, "apgd_ce_accuracy") if part["apgd_ce_accuracy"].notna().all() else None
         if first is not None:
             own.append(first.loc[[first.index[0], best, highest]].to_numpy(float))
-    fall = f": a part of the fall in {_orders(unseen)} shows only under {name}" if unseen else ""
+    fall = f": a part of the fall in {numbered_orders(unseen)} shows only under {name}" if unseen else ""
     text = [
         f"From the most robust curvature to the highest, the difference between PGD-20 and {name} "
         f"{_growth(grows)}{fall}. Accuracy under the first minus accuracy under the second, {seeds} seeds:",
@@ -110,15 +110,11 @@ def _growth(orders: Sequence[str]) -> str:
     and the seeds of the records, an interval lay above 0 in 6 to 9 % of orders in place of 2.5 %.
     """
     return (
-        f"grows in {_orders(orders)} (95 % interval above 0; since the most robust curvature is chosen from the same "
+        f"grows in {numbered_orders(orders)} (95 % interval above 0; since the most robust curvature is chosen from the same "
         "runs, 6 to 9 % of orders where nothing grows would have one too)"
         if orders
         else "grows in no order (no 95 % interval above 0)"
     )
-
-
-def _orders(orders: Sequence[str]) -> str:
-    return f"order{'s' if len(orders) > 1 else ''} {listed(orders)}"
 
 
 def _along(values: pd.DataFrame, best: float) -> str:
@@ -181,7 +177,7 @@ def larger_budget(frame: pd.DataFrame) -> str:
     means = [rows.pivot_table(values=column, index="curvature", columns="beta").idxmax() for column in columns]
     moved = [str(order) for order in means[0].index if means[0][order] != means[1][order]]
     same = (
-        f"differs between the two budgets in {_orders(moved)}"
+        f"differs between the two budgets in {numbered_orders(moved)}"
         if moved
         else "is the same at both budgets in every order"
     )

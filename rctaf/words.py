@@ -79,3 +79,11 @@ def listed(words: Sequence[str]) -> str:
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def numbered_orders(orders: Sequence[str]) -> str:
+    """
+    >>> numbered_orders(["1"]), numbered_orders(["0", "2"])
+    ('order 1', 'orders 0 and 2')
+    """
+    return f"order{'s' if len(orders) > 1 else ''} {listed(orders)}"

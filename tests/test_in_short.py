@@ -293,9 +293,15 @@ def test_longer_training():
     mixed = pd.concat([few[few["beta"] < 2], world(1, -0.5)[lambda rows: rows["beta"] == 2]])
     ((_, worse),) = longer_in_short(mixed)
     assert "and order 1 (from" in worse
-    hill = "Robustness is then a hill, not rising below 4 and lower beyond 10 in every order."
+    hill = "Robustness is then a hill, not rising up to 4 and lower beyond 10 in every order."
     assert same.endswith(hill)
-    assert moved.endswith("Robustness is then not a hill, not rising below 4 and lower beyond 10 in every order.")
+    assert moved.endswith("Robustness is then not a hill, not rising up to 4 and lower beyond 10 in every order.")
+    cell = few["epochs"].eq(80) & few["beta"].eq(0)
+    band = few[cell & few["curvature"].between(4, 10)].groupby("seed")[VALUE].mean()
+    about = few["seed"].map(band) + 0.01 * (-1.0) ** few["seed"]  # now above, now below
+    flat = few.assign(**{VALUE: few[VALUE].where(~(cell & (few["curvature"] > 10)), about)})
+    ((_, some),) = longer_in_short(flat)
+    assert some.endswith("and lower beyond 10 in orders 1 and 2 (not shown in order 0).")
     assert "Robustness is then" in fashion
     assert "beyond 10" not in fashion.partition("Robustness is then")[2]  # not run there
     later = longer_in_short(world(6.3, 0))[0][1]
