@@ -267,7 +267,7 @@ def longer(judged: pd.DataFrame, value: str, verdicts: Sequence[Verdict]) -> lis
     favours_small, favours_band, together = (
         verdicts[len(found) : 2 * len(found)],
         verdicts[2 * len(found) : 3 * len(found)],
-        verdicts[3 * len(found) :],
+        verdicts[3 * len(found) : 3 * len(found) + 3],
     )
     peaks = []
     for order, rows in found.items():

@@ -110,8 +110,8 @@ def _growth(orders: Sequence[str]) -> str:
     and the seeds of the records, an interval lay above 0 in 6 to 9 % of orders in place of 2.5 %.
     """
     return (
-        f"grows in {numbered_orders(orders)} (95 % interval above 0; since the most robust curvature is chosen from the same "
-        "runs, 6 to 9 % of orders where nothing grows would have one too)"
+        f"grows in {numbered_orders(orders)} (95 % interval above 0; since the most robust curvature is chosen from "
+        "the same runs, 6 to 9 % of orders where nothing grows would have one too)"
         if orders
         else "grows in no order (no 95 % interval above 0)"
     )

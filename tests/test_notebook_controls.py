@@ -336,7 +336,10 @@ def test_longer_training_against_a_world_where_it_matters_or_not():
 
     def judged(rows):
         found = outcomes(controls.longer(rows, VALUE, "digits"))
-        return found[:9], found[9:]
+        return found[:9], found[9:12]
+
+    def last(rows):  # the orders alike; the smallest above the paper's range, in each order
+        return outcomes(controls.longer(rows, VALUE, "digits"))[12:]
 
     # the long runs alone, by the rules on Figure 3: a hill, a rise below 4, a fall beyond 10
     turned, risen, fallen = (
@@ -355,14 +358,22 @@ def test_longer_training_against_a_world_where_it_matters_or_not():
     assert judged(longer_runs(VALUE, 0.25, 1))[1] == fallen
     mirrored = longer_runs(VALUE, 6.3, 0).assign(epochs=lambda rows: 100 - rows["epochs"])  # the short ones peak at 6.3
     assert judged(mirrored)[1] == turned
+    assert last(same) == ["supported"] * 4
+    assert last(moved) == ["supported", *["not supported"] * 3]
+    apart = same.assign(**{VALUE: same[VALUE] + 0.03 * ((same["beta"] == 2) & (same["epochs"] == 80))})
+    assert last(apart) == ["not supported", *["supported"] * 3]
     words = [verdict.measured for verdict in controls.longer(same, VALUE, "digits")]
-    assert [controls.POST_HOC in text for text in words] == [False] * 9 + [True] * 3
+    assert [controls.POST_HOC in text for text in words] == [False] * 9 + [True] * 7
+    wide = same[(same["epochs"] == 80) & (same["beta"] == 1)].pivot_table(VALUE, "seed", "curvature")
+    gap = 100 * (wide[0.25] - wide[[4.0, 7.0, 10.0]].mean(axis=1)).mean()
+    assert f"0.25 minus the mean over 4 to 10: {gap:+.2f} points" in words[14]
     mixed = pd.concat([same[same["beta"] < 2], helped[helped["beta"] == 2]])  # each order is judged by its own runs
     assert outcomes(controls.longer(mixed, VALUE, "digits"))[3:6] == ["undecided", "undecided", "supported"]
     fashion = controls.longer(longer_runs(VALUE, 1, 0.9, "fashion"), VALUE, "Fashion-MNIST")
     assert ["on Fashion-MNIST" in verdict.claim and "order 1" in verdict.claim for verdict in fashion[:3]] == [True] * 3
     assert outcomes(fashion)[:3] == ["not supported", "supported", "undecided"]
-    assert outcomes(fashion)[4:] == ["not testable", "not testable"]  # run at two curvatures below 4, none beyond 10
+    # run at two curvatures below 4, none beyond 10, in one order
+    assert outcomes(fashion)[4:] == ["not testable", "not testable", "not testable", "supported"]
     rows = same.assign(**{VALUE: same[VALUE] + 0.05 * ((same["epochs"] == 80) & (same["curvature"] == 0.25))})
     found = controls.longer(rows, VALUE, "digits")[4].measured
     cell = rows[rows["beta"] == 1].pivot_table(values=VALUE, index="seed", columns=["epochs", "curvature"])
