@@ -253,7 +253,7 @@ TOLD = [  # where, words, what they rest on
         "smallest curvature tried, 0.25, are more robust than those from 4",
         smallest_above_band_when_trained_longer,
     ),
-    (FRONT, "equal curvature does not make different activations equally robust", equal_curvature_unequal_robustness),
+    (FRONT, "Equal curvature does not make different activations equally robust", equal_curvature_unequal_robustness),
     (
         FRONT,
         "the highest means are at 1 and 2; in order 1 the peak is shown to lie below 4, in orders 0 and 2 it may reach",
