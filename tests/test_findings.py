@@ -231,8 +231,23 @@ def elu_differs_gelu_does_not():
     assert list(outcomes("outside at equal rms").values()) == ["undecided"] * 2
 
 
+def inputs_bend_more_and_it_does_not_go_with_robustness():
+    frame = evidence("digits/input_curvature").frame
+    assert verdicts.inputs_bend_more(frame).outcome == "supported"
+    assert verdicts.inputs_go_with_robustness(frame, VALUE, "spectral_norm").outcome == "undecided"
+    assert verdicts.relu_is_less_linear(frame).outcome == "undecided"
+    names = [f"input_curvature.{name}" for name in ("spectral_norm", "gradient_l1", "gradient_l2")]
+    norm, *slopes = (frame.pivot_table(name, "curvature", "beta") for name in names)
+    assert (norm.drop(index=0.25).to_numpy() > norm.loc[0.25].to_numpy()).all()
+    assert (norm.diff().dropna() > 0).all().all()
+    assert ((norm.loc[25] / norm.loc[0.25]).between(2.5, 5.5)).all()
+    assert all((slope.drop(index=0.25).to_numpy() < slope.loc[0.25].to_numpy()).all() for slope in slopes)
+    means = frame.groupby(["activation", "beta", "curvature"], dropna=False)[names[0]].mean()
+    assert means["relu"].max() < means["rctaf"].min()
+
+
 README, FRONT, CRITICAL = "README.md", "book/intro.md", "book/critical_reading.md"
-CONTROLS = "notebooks/figures/controls.ipynb"
+CONTROLS, FIGURE_7 = "notebooks/figures/controls.ipynb", "notebooks/figures/figure_7.ipynb"
 TOLD = [  # where, words, what they rest on
     (README, "RCT-AF is most robust near max|σ″| = 1, not between 4 and 10", digits_peak_near_1),
     (
@@ -292,6 +307,8 @@ TOLD = [  # where, words, what they rest on
         "lose less, by all seeds together; the later ones alone do not show it",
         trades_not_arithmetic_nor_steps,
     ),
+    (CRITICAL, "the least curved loss and the steepest", inputs_bend_more_and_it_does_not_go_with_robustness),
+    (FIGURE_7, "by a factor of 3 to 5 from 0.25 to 25", inputs_bend_more_and_it_does_not_go_with_robustness),
     (CONTROLS, "neither the start nor max\\|σ″\\| alone decides", neither_start_nor_curvature_alone),
     (CONTROLS, "on average over layers α hardly leaves its start, except from the smallest", alpha_stays),
     (CONTROLS, "mean differences below a point, one of them shown to exist", decay_matters_little),

@@ -242,7 +242,7 @@ def test_figure_7(store, tmp_path):
     assert "training in fp32" in text
     verdicts = [box for box in outputs(out, "text/html") if 'class="verdict"' in box]
     assert "The first 64 test images, unchanged." in text
-    assert len(verdicts) == 8 + 6 + 4 + 1
+    assert len(verdicts) == 8 + 6 + 5 + 1
     assert "Verdict: supported" in verdicts[0]  # a U
     assert "Verdict: not supported" in verdicts[1]  # whose bottom was put at 1
 

@@ -344,6 +344,14 @@ def test_curvature_in_the_inputs_is_judged_by_the_same_rules(frame):
     away = rows.assign(**{"input_curvature.normalised": 1 / rows["input_curvature.normalised"]})
     outcomes = [v.outcome for v in verdicts.figure_7_inputs(away, VALUE)]
     assert outcomes[:3] == ["supported", "not supported", "supported"]
+    grown = rows.assign(
+        **{"input_curvature.spectral_norm": 3 * rows["curvature"] ** 0.25}
+    )  # ReLU has none, and no part
+    bends = verdicts.inputs_bend_more(grown)
+    assert bends.outcome == "supported"
+    assert "per doubling of max|σ″|: 1.19 (1.19 to 1.19)" in bends.measured
+    shrunk = rows.assign(**{"input_curvature.spectral_norm": 3 / rows["curvature"]})
+    assert verdicts.inputs_bend_more(shrunk).outcome == "not supported"
     unmeasured = rows[[name for name in rows if not name.startswith("input_curvature")]]
     assert {v.outcome for v in verdicts.figure_7_inputs(unmeasured, VALUE)} == {"not testable"}
 

@@ -60,6 +60,7 @@ from rctaf.verdicts.hessian import (
     hessian_goes_with_robustness,
     hessian_is_a_valley,
     hessian_least_in_band,
+    inputs_bend_more,
     inputs_go_with_robustness,
     pulled_to_0,
     relu_is_less_linear,

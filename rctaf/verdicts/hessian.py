@@ -112,6 +112,22 @@ def inputs_go_with_robustness(frame: pd.DataFrame, value: str, measure: str) -> 
     return _goes_with_robustness(INPUTS[measure], frame, value, f"input_curvature.{measure}")
 
 
+def inputs_bend_more(frame: pd.DataFrame) -> Verdict:
+    """Not the paper's: the larger max|sigma''|, the larger the spectral norm of the loss's Hessian in the inputs.
+
+    Per seed, the slope of its logarithm over log2 max|sigma''|, averaged over the orders
+    (:func:`rctaf.statistics.trend`). Rule: see :func:`sign`. It was made when the runs of digits had been seen.
+    """
+    frame = frame.assign(log=np.log(column_of(frame, "input_curvature.spectral_norm")))
+    claim = f"The {INPUTS['spectral_norm']} grows with max|σ″| (trend, mean of the orders)."
+    claim, rows, stop = rows_to_judge(claim, frame, "log", curvatures=3)
+    if stop:
+        return stop
+    slope = trend(rows, "log")
+    words = f"Factor per doubling of max|σ″|: {ratio(slope)}, 95 % interval over {slope.n} seeds."
+    return Verdict(claim, f"{words} Post hoc: this rule was made on 2026-12-01, when runs had been seen.", sign(slope))
+
+
 def _goes_with_robustness(what: str, frame: pd.DataFrame, value: str, column: str) -> Verdict:
     """The rule of :func:`hessian_goes_with_robustness` on any measured column."""
     claim = f"A smaller {what} goes with higher robustness, by the mean of the correlations within {{orders}}."
@@ -232,4 +248,5 @@ def figure_7_scale_free(frame: pd.DataFrame, value: str) -> list[Verdict]:
 
 def figure_7_inputs(frame: pd.DataFrame, value: str) -> list[Verdict]:
     """Curvature in the inputs in place of the weights; not the paper's."""
-    return [*(inputs_go_with_robustness(frame, value, measure) for measure in INPUTS), relu_is_less_linear(frame)]
+    goes = [inputs_go_with_robustness(frame, value, measure) for measure in INPUTS]
+    return [*goes, relu_is_less_linear(frame), inputs_bend_more(frame)]
