@@ -269,10 +269,7 @@ def longer(judged: pd.DataFrame, value: str, verdicts: Sequence[Verdict]) -> lis
         verdicts[2 * len(found) : 3 * len(found)],
         verdicts[3 * len(found) : 3 * len(found) + 3],
     )
-    peaks = []
-    for order, rows in found.items():
-        first, top = (places(rows[rows["epochs"] == n], value, "max")[0] for n in (least, most))
-        peaks.append(f"{in_brackets(top)} in place of {first.value:.2g} in order {order}")
+    seeds = judged["seed"].nunique()
 
     def moved(favours: Sequence[Verdict], low: float, high: float) -> str:
         """How networks within a range of max|sigma''| move against those at 1, and in which orders."""
@@ -285,16 +282,30 @@ def longer(judged: pd.DataFrame, value: str, verdicts: Sequence[Verdict]) -> lis
         for (order, rows), verdict in zip(found.items(), favours, strict=True):
             within = rows[rows["curvature"].between(low, high)].groupby("epochs")[value].mean()
             gap = 100 * (within - rows[rows["curvature"] == 1].groupby("epochs")[value].mean())
-            gains[verdict.outcome].append(f"order {order} (from {gap[least]:+.1f} to {gap[most]:+.1f} points)")
-        return listed([f"{words} {listed(gains[outcome])}" for outcome, words in said.items() if gains[outcome]])
+            gains[verdict.outcome].append((str(order), f"{gap[least]:+.1f}", f"{gap[most]:+.1f}"))
+        words = []
+        for outcome, meaning in said.items():
+            if gains[outcome]:
+                orders, before, after = zip(*gains[outcome], strict=True)
+                words.append(f"{meaning} {numbered_orders(orders)} (from {listed(before)} to {listed(after)} points)")
+        return listed(words)
 
     words = (
-        f"Trained for {most} epochs in place of {least}, networks at max|σ″| = {smallest:g} "
-        f"{moved(favours_small, smallest, smallest)}; networks from {BAND[0]:g} to {BAND[1]:g} "
+        f"Trained for {most} epochs in place of {least} ({seeds} seeds), networks at max|σ″| = {smallest:g} "
+        f"{moved(favours_small, smallest, smallest)}. Networks from {BAND[0]:g} to {BAND[1]:g} "
         f"{moved(favours_band, *BAND)}."
     )
-    if judged["seed"].nunique() >= BOOTSTRAP_SEEDS:
-        words += f" The best max|σ″| is then {listed(peaks)}."
+    if seeds >= BOOTSTRAP_SEEDS:
+        brief, long = (
+            [places(rows[rows["epochs"] == n], value, "max")[0] for rows in found.values()] for n in (least, most)
+        )
+        vague = [str(place.order) for place in long if not place.identified]
+        words += (
+            f" The fitted best max|σ″| is then {listed([f'{place.value:.2g}' for place in long])} in "
+            f"{numbered_orders([str(order) for order in found])}, in place of "
+            f"{listed([f'{place.value:.2g}' for place in brief])}"
+        )
+        words += f"; in {numbered_orders(vague)} this is a plateau or the edge of the grid." if vague else "."
     longest = judged[judged["epochs"] == most]
     lower = _lower_in(longest, value) if together[2].outcome == "undecided" else ""
     said = [

@@ -271,18 +271,23 @@ def test_longer_training():
     ((head, same),) = longer_in_short(few)
     assert head == "Longer training, digits"
     ((_, four),) = longer_in_short(few[few["seed"] < 4])  # a peak needs five
-    assert "The best" in same
-    assert "The best" not in four
+    assert "The fitted best" in same
+    assert "The fitted best" not in four
+    assert "(5 seeds)" in same
     eight = r"\u2212(7\.9|8\.[01])"
+    eights = f"{eight}, {eight} and {eight}"
     assert re.search(
-        rf"are not shown to gain on those at 1, nor to lose, in order 0 \(from {eight} to {eight} points\), order 1",
+        rf"are not shown to gain on those at 1, nor to lose, in orders 0, 1 and 2 \(from {eights} to {eights} points\)",
         same,
     )
-    assert re.search(r"then (0\.9\d?|1|1\.\d) \(0\.71 to 1\.4\) in place of (0\.9\d?|1|1\.\d) in order 0, ", same)
+    one = r"(0\.9\d?|1|1\.\d)"
+    assert re.search(rf"then {one}, {one} and {one} in orders 0, 1 and 2, in place of {one}, {one} and {one}\.", same)
     ((_, moved),) = longer_in_short(world(0.25, 1))
-    assert re.search(rf"networks at max\|σ″\| = 0\.25 gain on those at 1 in order 0 \(from {eight} to \+", moved)
-    assert "then 0.25 (0.25 to 0." in moved
-    assert moved.count("; a plateau or at the edge of the grid) in place of") == 3
+    assert re.search(
+        rf"networks at max\|σ″\| = 0\.25 gain on those at 1 in orders 0, 1 and 2 \(from {eights} to \+", moved
+    )
+    assert "then 0.25, 0.25 and 0.25 in orders" in moved
+    assert "; in orders 0, 1 and 2 this is a plateau or the edge of the grid." in moved
     ((head, fashion),) = longer_in_short(longer_runs(VALUE, 0.25, 1, "fashion"))
     assert head == "Longer training, Fashion-MNIST"
     assert "Trained for 40 epochs in place of 10" in fashion
@@ -292,7 +297,8 @@ def test_longer_training():
     assert [float(x.replace("\u2212", "-")) for x in band.groups()] == pytest.approx(lost, abs=0.15)
     mixed = pd.concat([few[few["beta"] < 2], world(1, -0.5)[lambda rows: rows["beta"] == 2]])
     ((_, worse),) = longer_in_short(mixed)
-    assert "and order 1 (from" in worse
+    assert "nor to lose, in orders 0 and 1 (from" in worse
+    assert "lose against those at 1 in order 2 (from" in worse
     hill = "Robustness is then a hill, not rising up to 4 and lower beyond 10 in every order."
     assert same.endswith(hill)
     assert moved.endswith("Robustness is then not a hill, not rising up to 4 and lower beyond 10 in every order.")
