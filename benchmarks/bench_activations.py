@@ -220,7 +220,7 @@ def save(file: str, load: float, content: dict[str, Any]) -> Path:
 
 def origin(device: torch.device, started: float) -> tuple[str, dict[str, Any]]:
     """A name for the device, to be part of a file's, and the provenance of what ran on it."""
-    made = provenance(started, source()) | {"activation_kernel": _kernels.fused_by(device.type)}
+    made = provenance(started, source("benchmarks")) | {"activation_kernel": _kernels.fused_by(device.type)}
     if device.type == "cuda":
         return re.sub(r"\W+", "_", made["device"].lower()), made
     made["device"] = f"{platform.machine()} CPU"  # also where there is a GPU besides

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,24 @@ def _processor() -> str:
         return platform.processor()
 
 
+def _cache() -> Path:
+    """A folder of this user's own that can be written: in the cache, else, as in a container, among temporary files.
+
+    Raises:
+        OSError: there is none.
+    """
+    with suppress(OSError, RuntimeError):  # the latter where there is no home directory
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rctaf"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    folder = Path(tempfile.gettempdir()) / f"rctaf-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:  # code of others must not be loaded
+        raise PermissionError(f"{folder} is not this user's alone")
+    return folder
+
+
 @cache
 def _library() -> ctypes.CDLL | None:
     words = shlex.split(os.environ.get("CC", "")) or ["cc"]  # a compiler may come with a launcher, or options
@@ -48,11 +67,9 @@ def _library() -> ctypes.CDLL | None:
     try:
         version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, errors="replace").stdout
         key = hashlib.sha256("\0".join([source, *_FLAGS, _processor(), *compiler, version]).encode()).hexdigest()[:16]
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rctaf"
-        path = folder / f"{key}.so"
+        path = _cache() / f"{key}.so"
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as work:
+            with tempfile.TemporaryDirectory(dir=path.parent) as work:
                 Path(work, "kernel.c").write_text(source)  # exactly what the key was made of, whoever edits meanwhile
                 for openmp in (["-fopenmp"], []):  # Apple's compiler has none: one thread then
                     command = [*compiler, *_FLAGS, *openmp, "-o", f"{work}/kernel.so", f"{work}/kernel.c", "-lm"]
@@ -62,7 +79,7 @@ def _library() -> ctypes.CDLL | None:
                 else:
                     return None
         library = ctypes.CDLL(str(path))
-    except (OSError, RuntimeError):  # the latter where there is no home directory
+    except OSError:
         return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     library.rctaf_derivative.restype = None

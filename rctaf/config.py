@@ -210,6 +210,9 @@ class RunConfig(BaseModel):
             first = getattr(self, name)
             if first is not None and first > self.epochs:
                 raise ValueError(f"{name}={first} is after the last epoch, {self.epochs}")
+        drops = self.lr_drops or []
+        if drops != sorted({drop for drop in drops if drop > 1}):
+            raise ValueError(f"lr_drops={drops}: expected epochs after the first, each once and in order")
         if self.gain not in (None, 1) and self.network not in ("resnet_small", "resnet18"):
             raise ValueError(f"gain={self.gain:g} needs resnet_small or resnet18, got {self.network}")
         return self

@@ -82,8 +82,8 @@ def execute_notebook(
     with _private_kernel() as config:
         try:
             papermill.execute_notebook(
-                src,
-                partial,
+                _verbatim(src),
+                _verbatim(partial),
                 parameters=parameters,
                 kernel_name="python3",
                 cwd=cwd or src.parent,
@@ -100,6 +100,11 @@ def execute_notebook(
     if where := _stopped_at(partial):  # papermill forgives sys.exit(0)
         raise NotebookError(f"{src}: {where}: sys.exit before the end")
     os.replace(partial, dst)
+
+
+def _verbatim(path: Path) -> str:
+    """The path for papermill, which would fill in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _json_can_hold(value: Any) -> bool:
@@ -142,7 +147,7 @@ def _private_kernel() -> Iterator[Config]:
         # a kernel is interrupted before it is shut down, and would call that an error; a cell's own errors are outputs
         write_kernel_spec(f"{folder}/kernels/python3", extra_arguments=["--log-level=CRITICAL"])
         config = Config()
-        if sys.platform != "win32":
+        if sys.platform != "win32" and len(os.fsencode(folder)) < 80:  # the path of a socket ends at some 100 bytes
             config.KernelManager.transport = "ipc"  # files in this folder: no ports to collide on
             config.KernelManager.ip = f"{folder}/kernel"
         # JUPYTER_PATH comes before the user's own kernelspecs; IPYTHONDIR keeps their startup files out

@@ -71,9 +71,9 @@ def _measured() -> list[dict[tuple[Any, ...], float]]:
         device = record.provenance["device"]
         place = (device, record.provenance["threads"] if device.endswith("CPU") else None)
         epoch[_key(place, record.config, _EPOCH)].append(statistics.median(seconds))
-        # a resumed run's wall time lacks the epochs of its first attempt: never below zero
-        rest = max(0.0, record.provenance["wall_s"] - sum(seconds))
-        evaluation[_key(place, record.config, _EVALUATION)].append(rest)
+        # a resumed run's wall time lacks the epochs of its first attempt, and says nothing where that leaves nothing
+        if (rest := record.provenance["wall_s"] - sum(seconds)) > 0:
+            evaluation[_key(place, record.config, _EVALUATION)].append(rest)
     return [{key: statistics.median(values) for key, values in kind.items()} for kind in (epoch, evaluation)]
 
 

@@ -119,7 +119,7 @@ def simulate(frame: pd.DataFrame, value: str) -> Document:
 def load() -> Document | None:
     """What was simulated last; None where nothing was."""
     path = results_dir() / "power.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def shares(document: Document) -> pd.DataFrame:

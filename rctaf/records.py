@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -231,21 +232,32 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def source() -> dict[str, Any]:
+def source(*also: str) -> dict[str, Any]:
     """Which code this is: ``git_commit`` and ``git_dirty``, both None where git cannot say.
 
     Asked when a run begins: while it goes on, the checkout may move to another commit.
+
+    Args:
+        also: folders of the repository, beside the package and the experiment's notebook, that are executed.
     """
+    # a hook of another repository, from which this may be called, sets where git is to look
+    elsewhere = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR"}
+    environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
 
     def git(*words: str) -> str | None:
+        # without the locks of `git status`, in whose way a commit made meanwhile would be
+        command = ["git", "--no-optional-locks", "-C", str(ROOT), *words]
         try:
-            done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
         except OSError:  # no git on this machine
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    if not git("ls-files", "--", "rctaf"):  # no repository, or a copy within another one
+        return {"git_commit": None, "git_dirty": None}
     # whether what a run executes differs from that commit; prose and other records do not matter
-    changes = git("status", "--porcelain", "--", "rctaf", "notebooks/experiments")
+    executed = ("rctaf", "notebooks/experiments", *also)
+    changes = git("status", "--porcelain", "--untracked-files=normal", "--", *executed)
     return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
 
 
@@ -260,8 +272,9 @@ def begin(config: RunConfig) -> str:
         ValueError: the checkpoint is not readable.
     """
     folder = local_dir(config.run_id)
-    checkpoint, record, former = (folder / name for name in ("checkpoint.pt", "run.json", "run.former.json"))
+    checkpoint, record = folder / "checkpoint.pt", folder / "run.json"
     if record.exists():
+        former = folder / f"run.former.{datetime.fromtimestamp(record.stat().st_mtime, UTC):%Y%m%dT%H%M%S.%fZ}.json"
         # the record goes last: a death in between leaves a finished run, never one that would go on
         for progress in (checkpoint, folder / "autoattack.json"):
             progress.unlink(missing_ok=True)
@@ -378,7 +391,7 @@ def main(argv: list[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 1
         return 0
-    print(record.path)
+    print(record.path, file=sys.stderr)  # so that `show ID | jq` reads the record alone
     print(record.to_json(), end="")
     return 0
 

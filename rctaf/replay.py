@@ -24,6 +24,7 @@ SHOWN = 20  # lines of a replay's report
 LEVEL = 0.01  # how often at most a faultless replay on another machine is called different
 MIN_SIBLINGS = 3  # beside the one compared, to estimate a deviation from
 ROUNDING = 1e-5  # relative; float32 sums over the same weights in another order differ by a few 1e-7, amplified
+CHOSEN = ("probes", "converged")  # by a rule that looks at the samples: equal in all seeds by chance alone
 VERDICTS = ("identical", "within tolerance", "different", "not judged")
 
 
@@ -60,6 +61,9 @@ def replay(run_id: str) -> int:
         except RunError as error:  # told here: the command line, being __main__, has a RunError of its own
             print(f"{run_id}: {error}; what it left is in {store}", file=sys.stderr)
             return 1
+        except BaseException:  # stopped by hand, say
+            print(f"what the replay of {run_id} left is in {store}", file=sys.stderr)
+            raise
         new = records.load(run_id)
     shutil.rmtree(store)
     assert new is not None  # execute ends with a record or raises
@@ -105,6 +109,8 @@ def compare(old: Record, new: Record, siblings: list[Record]) -> list[Compared]:
         allowed, verdict = None, "different"
         if a == b:
             verdict = "identical"
+        elif name.endswith(CHOSEN):
+            verdict = "not judged"
         elif isinstance(a, int | float) and isinstance(b, int | float):
             scatter = [o[name] for o in others if isinstance(o.get(name), int | float)]
             allowed = tolerance(a, scatter, counting_error(name, a, old.metrics), compared)
@@ -147,7 +153,7 @@ def tolerance(value: float, others: list[float], counting: float, compared: int 
     reach = counting * float(scipy.stats.norm.isf(tail))
     if len(others) >= MIN_SIBLINGS:
         reach = max(reach, statistics.stdev([value, *others]) * float(scipy.stats.t.isf(tail, len(others))))
-    return math.sqrt(2) * reach or None
+    return math.sqrt(2) * reach if counting or len(others) >= MIN_SIBLINGS else None
 
 
 def counting_error(name: str, value: float, metrics: dict[str, Any]) -> float:

@@ -182,7 +182,9 @@ def execute(config: RunConfig) -> str:
             if finished(run_id):
                 return "already done"
             for partial in filter(Path.is_file, folder.glob(".*")):  # what a killed attempt was writing
-                partial.unlink(missing_ok=True)
+                with suppress(OSError):  # a notebook started by hand takes no lock: what it writes now is left alone
+                    if time.time() - partial.stat().st_mtime > 3600:
+                        partial.unlink()
             with lent_gpu():
                 failed = failure_path(run_id)
                 failed.unlink(missing_ok=True)

@@ -123,8 +123,20 @@ def test_without_a_compiler_everything_works(search_again) -> None:
         assert rctaf(torch.ones(1), 1.0, 2).item() == pytest.approx(0.9276705, rel=1e-6)  # s + q, s = 1/(1+1/e)
 
 
-def test_without_a_home_everything_works(search_again) -> None:
+def test_without_a_home_the_kernel_is_kept_among_temporary_files(search_again, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(_native.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = tmp_path / f"rctaf-{os.getuid()}"
+    for home in ("", "/proc/nobody/can/write/here"):
+        with (
+            mock.patch.dict("os.environ", XDG_CACHE_HOME=home),
+            mock.patch.object(Path, "home", side_effect=RuntimeError),
+        ):
+            _native._library.cache_clear()
+            assert _native._library() is not None
+        assert len(list(folder.glob("*.so"))) == 1
+    folder.chmod(0o777)  # anybody could have put code there
     with mock.patch.dict("os.environ", XDG_CACHE_HOME=""), mock.patch.object(Path, "home", side_effect=RuntimeError):
+        _native._library.cache_clear()
         assert _native._library() is None
         assert rctaf(torch.ones(1), 1.0, 2).item() == pytest.approx(0.9276705, rel=1e-6)
 

@@ -91,3 +91,14 @@ def test_a_failure_is_one_line_and_keeps_the_red_cell(notebook, tmp_path, cell, 
     kept = outputs(partial_path(target))
     assert "before" in kept
     assert "after" not in kept
+
+
+def test_a_long_folder_for_temporary_files_and_braces_in_a_path(notebook, tmp_path, monkeypatch) -> None:
+    """A socket's path ends at some 100 bytes, and papermill fills in what stands in braces."""
+    far = tmp_path / ("x" * 100)
+    far.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(far))
+    source = tmp_path / "{here}.ipynb"
+    notebook("x = 1").rename(source)
+    execute_notebook(source, tmp_path / "{there}.ipynb")
+    assert (tmp_path / "{there}.ipynb").exists()

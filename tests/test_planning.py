@@ -32,7 +32,7 @@ def test_plan_multiplies_measured_times(store, grid, cell, capsys):
     assert "no epoch like those of 1 was timed yet" in out
 
 
-def test_times_are_medians_and_a_resumed_run_s_are_not_below_zero(store, grid, cell, capsys):
+def test_times_are_medians_and_a_resumed_run_says_nothing_of_its_evaluation(store, grid, cell, capsys):
     # epochs of 2 s, 2 s and 50 s; 26 s after training, 26 s, and none: that run's first attempt is not in its time
     first, second, third, *_ = Grid.load(grid).cells().values()
     for config, seconds, wall in ((first, 2.0, 30.0), (second, 2.0, 30.0), (third, 50.0, 4.0)):
@@ -44,7 +44,7 @@ def test_times_are_medians_and_a_resumed_run_s_are_not_below_zero(store, grid, c
     for config in (first, second):
         records.local_dir(config.run_id).joinpath("run.json").unlink()
     plan(grid)
-    assert f"about {5 * 100 / 3600:.2g} hours of one CPU thread (x86_64 CPU) for 5 of" in capsys.readouterr().out
+    assert "training alone" in capsys.readouterr().out  # nothing is known of what comes after it
 
 
 def test_hours_of_eight_threads_are_not_those_of_one(store, grid, capsys):
@@ -56,13 +56,13 @@ def test_hours_of_eight_threads_are_not_those_of_one(store, grid, capsys):
     ):
         made = record_of(config)
         made.history["seconds"] = [seconds] * 2
-        records.write(replace(made, provenance=made.provenance | {"wall_s": 2 * seconds} | place))
+        records.write(replace(made, provenance=made.provenance | {"wall_s": 3 * seconds} | place))
     plan(grid)
     said = capsys.readouterr().out.splitlines()[2:]
     assert sorted(said) == [
-        f"  about {3 * 0.5 / 3600:.2g} GPU-hours (H200) for 3 of them",
-        f"  about {3 * 1 / 3600:.2g} hours of 8 CPU threads (x86_64 CPU) for 3 of them",
-        f"  about {3 * 4 / 3600:.2g} hours of one CPU thread (x86_64 CPU) for 3 of them",
+        f"  about {3 * 0.75 / 3600:.2g} GPU-hours (H200) for 3 of them",
+        f"  about {3 * 1.5 / 3600:.2g} hours of 8 CPU threads (x86_64 CPU) for 3 of them",
+        f"  about {3 * 6 / 3600:.2g} hours of one CPU thread (x86_64 CPU) for 3 of them",
     ]
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -316,7 +317,8 @@ def test_an_unfinished_run_goes_on_and_a_finished_one_is_made_anew(monkeypatch):
 
     done = Record(config, {"accuracy": 0.5}, {}, {})
     records.write(done)
-    former = folder / "run.former.json"
+    os.utime(folder / "run.json", (0, 1_700_000_000.5))
+    former = folder / "run.former.20231114T221320.500000Z.json"
     said = f"this run was finished before: it is made anew from the start; the former record is {former}"
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", kill_at_once)
@@ -327,6 +329,9 @@ def test_an_unfinished_run_goes_on_and_a_finished_one_is_made_anew(monkeypatch):
     assert former.read_text() == done.to_json()
     assert records.load(config.run_id) is None
     assert records.begin(config) == "starts at epoch 1 of 2"
+    records.write(done)
+    records.begin(config)
+    assert len(list(folder.glob("run.former.*.json"))) == 2  # a third time does not replace what the second left
 
 
 def kill_at_once(*args):
@@ -358,6 +363,29 @@ def test_source_is_the_commit_and_whether_the_code_differs(tmp_path, monkeypatch
     (tmp_path / "notebooks" / "experiments").mkdir(parents=True)
     (tmp_path / "notebooks" / "experiments" / "run.ipynb").touch()
     assert records.source() == {"git_commit": commit, "git_dirty": True}
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "second")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    git(tmp_path, "config", "status.showUntrackedFiles", "no")
+    (tmp_path / "rctaf" / "new.py").touch()
+    assert records.source() == {"git_commit": commit, "git_dirty": True}
+    (tmp_path / "rctaf" / "new.py").unlink()
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "new.py").touch()
+    assert [records.source(*also)["git_dirty"] for also in ((), ("benchmarks",))] == [False, True]
+    copy = tmp_path / "copy"  # which the repository around it takes no notice of
+    (copy / "rctaf").mkdir(parents=True)
+    (tmp_path / ".gitignore").write_text("copy")
+    (copy / "rctaf" / "code.py").write_text("3")
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "ROOT", copy)
+        assert records.source() == {"git_commit": None, "git_dirty": None}
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init")
+    with monkeypatch.context() as patch:  # as in a hook of another repository
+        patch.setenv("GIT_DIR", str(other / ".git"))
+        assert records.source() == {"git_commit": commit, "git_dirty": False}
     monkeypatch.setenv("PATH", str(tmp_path))  # no git
     assert records.source() == {"git_commit": None, "git_dirty": None}
 
@@ -365,7 +393,9 @@ def test_source_is_the_commit_and_whether_the_code_differs(tmp_path, monkeypatch
 def test_show(capsys):
     path = records.write(record())
     assert records.main(["show", record().run_id]) == 0
-    assert str(path) in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert said.out == record().to_json()  # and nothing else, for programs that read it
+    assert said.err == f"{path}\n"
     with pytest.raises(Unreadable, match="no record 'nothing'"):
         records.main(["show", "nothing"])
 
@@ -391,8 +421,8 @@ def test_robustbench(capsys):
 
 
 def test_a_reader_that_leaves_early_is_no_error():
-    records.write(record())
+    path = records.write(record())
     # the reader is gone long before the program has started and prints
     program = f"{sys.executable} -m rctaf.records show {record().run_id} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, f"{path}\n")

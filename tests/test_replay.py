@@ -195,6 +195,13 @@ def test_comparison_of_two_records(cell):
     assert verdicts(measured(0.5, 2.0))["metrics.clean_accuracy"][1] == "different"
     assert verdicts(measured(None, 2.0))["metrics.clean_accuracy"][1] == "different"
     assert verdicts(measured(0.8, 2.0, extra=1))["metrics.extra"][1] == "not judged"  # the code has learnt it since
+    # what every seed has is known to have no scatter; but where a measurement stopped is a rule's choice
+    siblings = [measured(0.8, hessian, parameters=100, probes=64) for hessian in (1.9, 2.0, 2.1)]
+    fixed = measured(0.8, 2.0, parameters=100, probes=64)
+    changed = measured(0.8, 2.0, parameters=200, probes=96)
+    found = {name: verdict for name, *_, verdict in compare(fixed, changed, siblings)}
+    assert found["metrics.parameters"] == "different"
+    assert found["metrics.probes"] == "not judged"
     lost = {name: verdict for name, *_, verdict in compare(measured(0.8, 2.0, extra=1), old, [])}
     assert lost["metrics.extra"] == "different"
 

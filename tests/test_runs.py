@@ -130,9 +130,13 @@ def test_what_a_killed_attempt_was_writing_is_removed(store, cell, monkeypatch):
     records.write_text(folder / "checkpoint.pt", "whole")
     torn = folder / ".checkpoint.pt.4711"  # as records.written_whole leaves it when its process is killed
     torn.write_text("to")
+    os.utime(torn, (0, time.time() - 3700))
+    being = folder / ".checkpoint.pt.4712"  # of a notebook that was started by hand and is at work
+    being.write_text("to")
     monkeypatch.setattr(notebooks, "execute_notebook", lambda *args, **kwargs: records.write(record_of(cell)))
     assert runs.execute(cell) == "done"
     assert not torn.exists()
+    assert being.exists()
     assert (folder / "checkpoint.pt").read_text() == "whole"
 
 

@@ -69,14 +69,10 @@ def environment() -> str:
 def key(notebook: str, environment: str) -> str:
     """Everything that the outputs of a notebook depend on; the figures also read grids and all that is in the store."""
     sources = [ROOT / notebook, *(p for p in (ROOT / "rctaf").rglob("*") if p.suffix in {".c", ".js", ".py", ".yaml"})]
-    if reads_records(notebook):
+    if notebook.startswith("notebooks/figures/"):
         sources += [*(ROOT / "grids").rglob("*.yaml"), *results_dir().glob("*/*/run.json")]
         sources += [*results_dir().glob("*.json"), *results_dir().glob("benchmarks/**/*.json")]
     return sha256(sources, environment)
-
-
-def reads_records(notebook: str) -> bool:
-    return notebook.startswith("notebooks/figures/")
 
 
 def execute(notebook: str, key: str) -> None:
@@ -202,10 +198,7 @@ def main() -> int:
         return 1
 
     os.environ["OMP_NUM_THREADS"] = "1"  # one thread each: `jobs` is the number of cores in use
-    failed: dict[str, str] = {}
-    # The experiment leaves a record, so the figures come after everything that is not a figure.
-    for wave in (False, True):
-        failed |= execute_all([name for name in notebooks() if reads_records(name) is wave], jobs)
+    failed = execute_all(notebooks(), jobs)
     if failed:
         print(f"\nThe book was not built: {len(failed)} of {len(notebooks())} notebooks failed.", file=sys.stderr)
         for name, why in failed.items():
