@@ -69,6 +69,10 @@ def outcomes(name):
             grids = "digits/controls/other_functions_rms", "digits/controls/rms_curvature"
             both = map(controls.with_rms_at_start, map(complete, grids))
             found = controls.other_functions_at_equal_rms(*both, VALUE)
+        case "outside after longer":
+            grid = "digits/controls/other_functions_longer"
+            both = complete(grid), complete(LONGER, controls.twins(evidence(grid).grid))
+            found = controls.other_functions_after_longer(*both, VALUE)
         case "no_norm":
             found = controls.no_norm(*beside_twins("digits/controls/no_norm"), VALUE)
         case _:  # a grid of control (f)
@@ -220,6 +224,25 @@ def orders_differ_when_trained_longer():
     assert outcome(LONGER, "Trained four times as long on digits, the orders are equally robust") == "not supported"
 
 
+def elu_differs_when_trained_longer():
+    elu_differs_gelu_does_not()
+    assert outcome("outside after longer", "Trained four times as long, ELU") == "not supported"
+    assert outcome("outside after longer", "Trained four times as long, GELU") == "undecided"
+    grid = "digits/controls/other_functions_longer"
+    others, family = complete(grid), complete(LONGER, controls.twins(evidence(grid).grid))
+    for at, sign in ((0.25, -1), (25, 1)):
+        a, b = (
+            rows[rows["curvature"] == at].groupby("seed")[VALUE].mean()
+            for rows in (others[others["activation"] == "elu"], family)
+        )
+        assert (sign * (a - b) > 0).all()
+
+
+def unequal_after_brief_training_and_long():
+    orders_differ_when_trained_longer()
+    elu_differs_when_trained_longer()
+
+
 def networks_collapse_when_trained_longer():
     assert outcome("fashion/controls/longer", "Longer training on Fashion-MNIST favours the paper's") == "not supported"
     networks_collapse()
@@ -255,7 +278,11 @@ TOLD = [  # where, words, what they rest on
         "the smallest max|σ″| tried, 0.25, are more robust than those from 4",
         smallest_above_band_when_trained_longer,
     ),
-    (README, "activations of equal max|σ″| need not be equally robust", equal_curvature_unequal_robustness),
+    (
+        README,
+        "activations of equal max|σ″| need not be equally robust, after brief training or long",
+        unequal_after_brief_training_and_long,
+    ),
     (
         README,
         "the highest means are at 1 and 2; in order 1 the peak is shown to lie below 4, in orders 0 and 2 it may reach",
@@ -268,7 +295,11 @@ TOLD = [  # where, words, what they rest on
         "smallest curvature tried, 0.25, are more robust than those from 4",
         smallest_above_band_when_trained_longer,
     ),
-    (FRONT, "Equal curvature does not make different activations equally robust", equal_curvature_unequal_robustness),
+    (
+        FRONT,
+        "Equal curvature does not make different activations equally robust, after brief training or long",
+        unequal_after_brief_training_and_long,
+    ),
     (
         FRONT,
         "the highest means are at 1 and 2; in order 1 the peak is shown to lie below 4, in orders 0 and 2 it may reach",
@@ -321,7 +352,16 @@ TOLD = [  # where, words, what they rest on
         "still harmed in single precision and with 10 attack steps; with PGD less, by all seeds together",
         trades_not_arithmetic_nor_steps,
     ),
-    (CONTROLS, "ELU is far off, GELU not told apart from RCT-AF", elu_differs_gelu_does_not),
+    (
+        CONTROLS,
+        "ELU is far off, GELU not told apart from RCT-AF, after brief training and long",
+        elu_differs_when_trained_longer,
+    ),
+    (
+        CRITICAL,
+        "ELU is still less robust at 0.25 and more robust at 25, and GELU still not told apart",
+        elu_differs_when_trained_longer,
+    ),
 ]
 
 
