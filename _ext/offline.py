@@ -1,21 +1,39 @@
 """What the pages load, and from where: every browser asset comes from the book itself, on the pages that use it."""
 
-from sphinx.application import Sphinx
-from sphinx.ext.mathjax import html_visit_displaymath, html_visit_math
+import html
+from pathlib import Path
 
-WITHOUT_SCRIPTS = """<noscript><p><em>JavaScript, which draws the figures, formulas and sliders of this page, is off:
-formulas stand as they were written, in TeX; the numbers of a figure of measurements are in the table
-below it.</em></p></noscript>"""
+from sphinx.application import Sphinx
+
+WITHOUT_SCRIPTS = """<noscript><style>.plotly-graph-div { display: none; } .cell_output { min-height: 0 !important; }
+</style><p><em>JavaScript, which draws the figures and sliders of this page, is off; the numbers of a figure of
+measurements are in the table below it.</em></p></noscript>"""
+
+
+# as the theme's own script does, which comes long after the page is seen for the first time
+THEME = """if (document.documentElement.dataset.mode === "auto") document.documentElement.dataset.theme =
+matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";"""
+
+INDEX = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{title}</title>
+<meta http-equiv="refresh" content="0; url={page}">
+<p><a href="{page}">{title}</a></p>
+</html>
+"""
 
 
 def page_assets(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object) -> None:
     """Add Plotly, RequireJS and the widget manager to the pages that need them."""
     body = context.get("body") or ""
+    if pagename == app.config.root_doc:
+        context["docstitle"] = ""  # it is the title of that page
 
     def script(name: str, priority: int) -> None:
         app.add_js_file(name, priority=priority, loading_method="defer")  # the text is painted first; order is kept
 
-    if any(drawn in body for drawn in ("plotly-graph-div", 'class="math', "jupyter.widget-view")):
+    if any(drawn in body for drawn in ("plotly-graph-div", "jupyter.widget-view")):
         context["body"] = WITHOUT_SCRIPTS + body
     widgets = "application/vnd.jupyter.widget-view+json" in body
     if "plotly-graph-div" in body:
@@ -24,8 +42,7 @@ def page_assets(app: Sphinx, pagename: str, templatename: str, context: dict, do
         script("plots.js", 210)  # elsewhere this loads it, when it is wanted
     if 'class="math' in body:
         app.add_css_file("katex/katex.min.css")
-        script("katex/katex.min.js", 180)
-        script("formulas.js", 190)  # formulas first: they take a tenth of a second, plots many
+        script("formulas.js", 190)
     if 'class="table records"' in body:
         script("records.js", 230)
     if widgets:
@@ -40,11 +57,18 @@ def drop_thebe(app: Sphinx) -> None:
                 app.disconnect(listener.id)
 
 
+def write_index(app: Sphinx, exception: Exception | None) -> None:
+    """The way to the first page, before sphinx_external_toc makes one without a language, a title or a link."""
+    if exception is None:
+        index = INDEX.format(title=html.escape(app.config.html_title), page=f"{app.config.root_doc}.html")
+        (Path(app.outdir) / "index.html").write_text(index, encoding="utf-8")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("build-finished", write_index, priority=100)
     app.connect("builder-inited", drop_thebe)
     app.connect("html-page-context", page_assets)
-    # the text of a formula between brackets is what book/assets/formulas.js reads, as MathJax would
-    app.add_html_math_renderer("katex", (html_visit_math, None), (html_visit_displaymath, None))
     app.add_css_file("book.css")
+    app.add_js_file(None, body=THEME, priority=0)
     app.add_js_file("print.js", loading_method="defer")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -30,6 +30,8 @@ html[data-theme="dark"] .rctaf-box, body[data-jp-theme-light="false"] .rctaf-box
 .rctaf-box .widget-readout { color: var(--ink); }
 .rctaf-box select { appearance: auto; background-image: none; background-color: transparent; color: var(--ink); }
 .rctaf-box select option { background-color: Canvas; }
+.rctaf-box .noUi-handle { background: var(--family); border-color: var(--family); }
+.rctaf-box .noUi-handle::before { content: ""; display: block; position: absolute; inset: -6px; } /* for a finger */
 .rctaf-box :is(.noUi-handle, select, .widget-readout):focus-visible { outline: 2px solid var(--family); outline-offset: 2px; }
 .rctaf-explorer { font: 13px/1.4 system-ui, sans-serif; color: var(--ink); width: 100%; }
 .rctaf-explorer .head { display: flex; flex-wrap: wrap; gap: 0 1.2em; align-items: baseline; margin: .4em 0 .5em; }
@@ -39,8 +41,12 @@ html[data-theme="dark"] .rctaf-box, body[data-jp-theme-light="false"] .rctaf-box
 .rctaf-explorer .key.other::before { border-top: 2px dashed var(--baseline); }
 .rctaf-explorer .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: .5em; }
 .rctaf-explorer svg { display: block; width: 100%; overflow: visible; }
+.rctaf-explorer .panels svg { touch-action: pan-y; }
 .rctaf-explorer text { fill: var(--quiet); font-size: 11.5px; font-variant-numeric: tabular-nums; }
 .rctaf-explorer .title { fill: var(--ink); font-size: 13.5px; font-weight: 600; }
+.rctaf-explorer .reading { font-size: 12px; }
+.rctaf-explorer .reading .family { fill: var(--family); stroke: none; }
+.rctaf-explorer .reading .baseline { fill: var(--baseline); stroke: none; }
 .rctaf-explorer .strong { fill: var(--ink); font-weight: 600; font-size: 12.5px; }
 .rctaf-explorer .grid { stroke: var(--line); } .rctaf-explorer .zero { stroke: var(--quiet); }
 .rctaf-explorer .band { fill: var(--band); }
@@ -197,20 +203,26 @@ function render({ model, el }) {
   }
 
   function point(event) {
+    if (event.type === "pointerleave" && event.pointerType === "touch") return; // a finger is lifted to see
     const svg = event.currentTarget;
     const x = svg.locate(event.clientX - svg.getBoundingClientRect().left);
     const inside = event.type !== "pointerleave" && Math.abs(x) <= REACH;
-    const values = formulas[0](x);
+    const values = formulas.map((f) => f(x));
     panels.forEach((each, j) => {
       const { at, top, bottom } = each.place(x);
       const { title } = PANELS[j];
-      const read = `${title.replace("x", minus(x.toFixed(2)))} = ${minus(show(values[j]))}`;
+      const read = values.map((value, i) => {
+        const number = minus(show(+value[j].toFixed(4)));
+        return `<tspan class="${i ? "baseline" : "family"}">${number}</tspan>`;
+      });
       const line = `<line class="cross" x1="${at}" x2="${at}" y1="${top}" y2="${bottom}"/>`;
-      each.querySelector(".title").textContent = inside ? read : title;
+      const head = each.querySelector(".title");
+      head.classList.toggle("reading", inside);
+      head.innerHTML = inside ? `${title.replace("x", minus(x.toFixed(2)))} = ${read.join(" · ")}` : title;
       each.querySelector(".readout").innerHTML = inside ? line : "";
     });
   }
-  panels.forEach((svg) => ["pointermove", "pointerleave"].forEach((type) => svg.addEventListener(type, point)));
+  panels.forEach((svg) => ["pointermove", "pointerdown", "pointerleave"].forEach((t) => svg.addEventListener(t, point)));
 
   for (const trait of ["alpha", "beta", "baseline"]) model.on(`change:${trait}`, draw);
   const resized = new ResizeObserver(draw); // fires once when the widget gets its place on the page, too

@@ -21,13 +21,15 @@ from rctaf.names import activation_name
 from rctaf.verdicts import BAND
 from rctaf.words import count, typeset
 
-COLOURS = {  # by order, or by place; Okabe and Ito's as far as they can be seen on white and on black, and a brown
+# By order, or by place: Okabe and Ito's as far as they stand out from white and from the dark page, 3 to 1; for their
+# orange and sky blue, which do not, an ochre and a violet that no colour blindness takes for another of these.
+COLOURS = {
     0: "#0072b2",
     1: "#d55e00",
     2: "#009e73",
     3: "#cc79a7",
-    4: "#e69f00",
-    5: "#56b4e9",
+    4: "#a5874b",
+    5: "#8c46f0",
     6: "#8c564b",
     None: "#8c564b",  # a baseline: never beside an order 6, nor of the grey of the paper's range
 }
@@ -58,8 +60,8 @@ class _BookRenderer(MimetypeRenderer):
     """A figure as data in plain HTML, which book/assets/plots.js draws: no address outside the book."""
 
     def to_mimebundle(self, fig_dict: dict) -> dict[str, str]:
-        # Plotly's own tool bar would offer to send the figure to its company, and to choose points for nothing
-        config = {"displaylogo": False, "showSendToCloud": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+        # Plotly's own tool bar has nine more, one of which would send the figure to its company
+        config = {"displaylogo": False, "modeBarButtons": [["toImage", "zoom2d", "resetScale2d"]]}
         figure = fig_dict | {"config": config}
         data = to_json_plotly(figure).replace("</", "<\\/")  # nothing inside may end the script element
         height = fig_dict["layout"].get("height", 420)

@@ -155,9 +155,9 @@ def check_complete(tab: Page, page: str) -> None:
     drawn = ".scatterlayer .trace path, .barlayer path, .heatmaplayer image, .table"
     for plot in plots:
         assert plot.locator(drawn).count() > 0, "a plot without a drawn trace"
-        assert (
-            plot.locator(".modebar-btn[data-title*=Share]").count() == 0
-        )  # it would send the figure to Plotly's cloud
+        assert plot.locator(".modebar-btn").count() == 3  # Plotly's own bar would send the figure to its cloud
+        assert re.match(r"Figure: [^;]+; axes: .", plot.get_attribute("aria-label"))
+        assert plot.locator(".main-svg:not([aria-hidden=true])").count() == 0  # a hundred numbers in a row
 
 
 # titles, legends, names of axes and tool bars that reach out of their figure, or into each other
@@ -231,6 +231,8 @@ def test_page_over_http(page, http, chromium):
         assert tab.evaluate(CUT_OFF) == []
         assert tab.evaluate(BROKEN) == []
         assert tab.evaluate(PARTED) == []
+        tab.set_viewport_size({"width": 320, "height": 800})  # what is left of 1280 where all is four times larger
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 320
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -546,6 +548,49 @@ def test_a_dark_page_is_printed_light(http, chromium):
         tab.wait_for_function(dark)
 
 
+@pytest.mark.parametrize("page", ["notebooks/figures/figure_3", "notebooks/explore"])
+def test_figures_fit_the_sheet_and_are_as_before_after_printing(page, http, chromium):
+    with opened(chromium, http, page) as tab:
+        before = tab.evaluate("document.querySelector('.bd-article').outerHTML")
+        tab.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+        tab.emulate_media(media="print")
+        tab.set_viewport_size({"width": 700, "height": 1000})
+        boxes = tab.evaluate("""() => [...document.querySelectorAll('.main-svg, .rctaf-explorer svg')]
+          .map(svg => [svg.viewBox.baseVal, svg.getBoundingClientRect(), svg.closest('.cell_output').clientWidth])
+          .filter(([, box]) => box.width)
+          .map(([drawn, box, room]) => [drawn.width / drawn.height, box.width / box.height, box.width - room])""")
+        assert boxes
+        for drawn, shown, beyond in boxes:
+            assert shown == pytest.approx(drawn, rel=0.01)  # whole
+            assert beyond <= 1
+        tab.emulate_media(media="screen")
+        tab.set_viewport_size({"width": 1280, "height": 900})
+        tab.pdf()
+        tab.wait_for_timeout(1000)
+        assert tab.evaluate("document.querySelector('.bd-article').outerHTML") == before
+
+
+def test_the_table_of_records_is_not_printed(http, chromium):
+    with opened(chromium, http, RECORDS) as tab:
+        shown = tab.locator(".records-frame"), tab.get_by_text("is not printed")
+        assert [part.is_visible() for part in shown] == [True, False]
+        tab.emulate_media(media="print")
+        assert [part.is_visible() for part in shown] == [False, True]
+
+
+def test_the_place_of_the_widget_is_kept(http, chromium):
+    """What stands below it is where it is before it is drawn, but for a line, and nothing is empty."""
+    with opened(chromium, http, "notebooks/explore") as tab:
+        for width in (390, 600, 1280):
+            tab.set_viewport_size({"width": width, "height": 900})
+            tab.wait_for_timeout(300)
+            place, widget = (
+                tab.locator(f".cell_output{name}").first for name in (":has(.rctaf-box)", " .widget-subarea")
+            )
+            kept = float(place.evaluate("e => getComputedStyle(e).minHeight").removesuffix("px"))
+            assert 0 <= widget.bounding_box()["height"] - kept < 30
+
+
 def test_a_page_says_what_is_missing_without_scripts(html, browsers):
     browser, path = browsers
     started = browser.launch(executable_path=path, headless=True, args=ARGUMENTS)
@@ -553,6 +598,8 @@ def test_a_page_says_what_is_missing_without_scripts(html, browsers):
     for page in ("notebooks/explore", "notebooks/figures/figure_4"):
         tab.goto(f"{html.as_uri()}/{page}.html")
         assert tab.locator("noscript p").is_visible()
+        assert tab.locator(".plotly-graph-div:visible").count() == 0
+        assert tab.locator(".math:not(:has(.katex math))").count() == 0
     started.close()
 
 
@@ -560,6 +607,8 @@ def test_index_opens_the_first_page(http, chromium):
     tab = chromium.new_page()
     tab.goto(f"{http}/index.html")
     tab.wait_for_url(f"{http}/{TOC['root']}.html")
+    assert tab.title() == "Curvature and robustness"
+    assert tab.locator("meta[name=description]").get_attribute("content")
     tab.close()
 
 

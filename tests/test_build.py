@@ -182,10 +182,11 @@ def test_a_book_from_failing_notebook_to_failing_warning(tmp_path, vendor):
 
     # a warning is an error, and the last good book stays
     made = (html / "index.html").stat().st_mtime_ns
-    intro.write_text("# Intro\n\n[](nowhere.md)\n")
+    intro.write_text("# Intro\n\n[](nowhere.md) and $\\nothing$\n")
     done = build()
     assert done.returncode == 1
     assert "nowhere.md" in done.stderr
+    assert "Undefined control sequence: \\nothing" in done.stderr
     assert executions() == (1, 3)
     assert (html / "index.html").stat().st_mtime_ns == made
 

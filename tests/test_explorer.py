@@ -1,10 +1,13 @@
 """The widget: its Python half, and its drawing in a real browser against the exact curvature. The whole chain with the
 widget manager, as published, is tested with the book."""
 
+import re
+
 import pytest
+import torch
 from ipywidgets.embed import dependency_state
 
-from rctaf import explorer
+from rctaf import explorer, rctaf
 from rctaf.symbolic import BASELINES
 
 
@@ -141,6 +144,23 @@ def test_controls_have_names_and_values(page):
     assert sliders.nth(1).get_attribute("aria-valuetext") == "3"
     assert page.locator(".widget-readout:not([aria-label])").count() == 0
     assert page.locator("svg[role=img]:not([aria-label])").count() == 0
+
+
+def test_a_finger_reads_both_curves_and_the_reading_stays(page):
+    change(page, alpha=14.0, beta=1, baseline=1 + list(BASELINES).index("relu"))
+    panel = page.locator(".panels svg").first
+    box, name = panel.bounding_box(), panel.locator(".title").text_content()
+    there = {"clientX": box["x"] + box["width"] * 0.7, "clientY": box["y"] + 90, "pointerType": "touch"}
+    panel.dispatch_event("pointerdown", there)
+    panel.dispatch_event("pointerleave", there)
+    at, own, other = map(float, re.findall(r"\d+\.\d+", panel.locator(".title").text_content()))
+    assert (own, other) == (
+        pytest.approx(float(rctaf(torch.tensor(at), 14.0, 1)), abs=0.02),
+        pytest.approx(at, abs=0.02),
+    )
+    panel.dispatch_event("pointerleave", there | {"pointerType": "mouse"})
+    assert panel.locator(".title").text_content() == name
+    change(page, baseline=0)
 
 
 def test_redraw_is_fast(page):

@@ -712,3 +712,17 @@ def test_figure_3_and_summary_say_what_the_whole_of_autoattack_takes(store, tmp_
     none = {"adversarial_grids": {empty: "none"}, "standard_grids": [], "comparisons": {}}
     execute_notebook(FIGURES / "summary.ipynb", tmp_path / "summary.ipynb", none)
     assert said in " ".join(outputs(tmp_path / "summary.ipynb", "text/markdown"))
+
+
+def test_colours_stand_out_from_the_page_in_both_themes():
+    def luminance(colour: str) -> float:
+        channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4) @ [
+            0.2126,
+            0.7152,
+            0.0722,
+        ]
+
+    for colour in figures.COLOURS.values():
+        assert luminance("#ffffff") + 0.05 >= 3 * (luminance(colour) + 0.05)
+        assert luminance(colour) + 0.05 >= 3 * (luminance("#121212") + 0.05)

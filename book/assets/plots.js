@@ -63,6 +63,17 @@
     own.margin = { ...own.margin, t: (title.length ? 63 : 44) + 17 * title.length, l: 50, r: 10 };
     return own;
   };
+  // What a screen reader says of a figure, which would read out every number of its axes otherwise.
+  const described = ({ data, layout }) => {
+    const notes = (layout.annotations ?? []).filter((note) => note.xref === "paper" && note.yref === "paper");
+    const titles = layout.title?.text ? [layout.title] : notes; // the latter are those of the panels
+    const axes = Object.keys(layout).filter((name) => /^[xy]axis/.test(name)).map((name) => layout[name].title);
+    const series = data.filter((trace) => trace.showlegend !== false).map((trace) => ({ text: trace.name }));
+    const listed = (parts) => [...new Set(parts.map((part) => part?.text).filter(Boolean))].join(", ");
+    const all = { "": titles, "; axes: ": axes, "; shown: ": series };
+    const said = Object.entries(all).map(([kind, parts]) => (listed(parts) ? kind + listed(parts) : ""));
+    return `Figure: ${said.join("").replace(/<[^>]*>/g, " ")}`;
+  };
   const DOUBLE_CLICK = 300; // milliseconds, as Plotly has it
   const figures = new Map(); // element -> what the file holds
   const state = (plot) => `${theme()} ${plot.clientWidth}`; // what a figure is drawn for
@@ -79,6 +90,9 @@
       plot.style.height = `${needed.height}px`;
       await Plotly.relayout(plot, needed);
     }
+    plot.role = "group"; // the buttons of its tool bar are in it
+    plot.ariaLabel = described(figures.get(plot));
+    for (const drawing of plot.querySelectorAll(".main-svg")) drawing.ariaHidden = "true";
     plot.dataset.theme = theme();
     plot.dataset.narrow = width < NARROW;
   };

@@ -18,7 +18,10 @@
   const frame = document.createElement("div"); // scrolls both ways under the bar, and its headings stay
   frame.className = "records-frame";
   frame.tabIndex = 0;
-  table.before(bar, frame);
+  const paper = document.createElement("p"); // instead of both
+  paper.className = "onlyprint";
+  paper.textContent = `The table of ${rows.length} records is not printed: see the file records/records.csv of this book.`;
+  table.before(paper, bar, frame);
   frame.append(table);
   const [input, count, all] = ["input", "output", "button"].map((name) => bar.querySelector(name));
 
