@@ -56,7 +56,7 @@ class InputCurvature:
         gradient_l2: ‖∇_x ℓ‖₂.
         spectral_norm: ‖∇²_x ℓ‖₂, per squared pixel range.
         normalised: ``spectral_norm`` over ``gradient_l2``; None where that is 0.
-        linearity_error: the largest |ℓ(x + δ) - ℓ(x) - ∇ℓᵀδ| that was found within epsilon and [0, 1].
+        linearity_error: the largest ``|ℓ(x + δ) - ℓ(x) - ∇ℓᵀδ|`` that was found within epsilon and [0, 1].
     """
 
     images: int
