@@ -210,6 +210,11 @@ class RunConfig(BaseModel):
             first = getattr(self, name)
             if first is not None and first > self.epochs:
                 raise ValueError(f"{name}={first} is after the last epoch, {self.epochs}")
+        if self.epsilon_larger is not None and _budget(self.epsilon_larger) < _budget(self.evaluation_epsilon):
+            raise ValueError(
+                f"epsilon_larger={self.epsilon_larger}: expected no less than the budget of the evaluation, "
+                f"{self.evaluation_epsilon}, or None"
+            )
         drops = self.lr_drops or []
         if drops != sorted({drop for drop in drops if drop > 1}):
             raise ValueError(f"lr_drops={drops}: expected epochs after the first, each once and in order")

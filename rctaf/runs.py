@@ -368,6 +368,12 @@ def _ending_with_this(
         signal.signal(signal.SIGTERM, before)
 
 
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
 def main(argv: list[str] | None = None) -> int:
     assert __doc__
     parser = argparse.ArgumentParser(prog="python -m rctaf.runs", description=__doc__.splitlines()[0])
@@ -379,7 +385,7 @@ def main(argv: list[str] | None = None) -> int:
         "exec": "run one cell",
     }.items():
         verbs.add_parser(verb, help=text).add_argument("grid", type=Path)
-    verbs.choices["run"].add_argument("-j", "--jobs", type=int, help="at a time; default: one per GPU, else per core")
+    verbs.choices["run"].add_argument("-j", "--jobs", type=_jobs, help="at a time; default: one per GPU, else per core")
     verbs.choices["status"].add_argument("--all", action="store_true", help="one line per run, with its accuracies")
     verbs.choices["exec"].add_argument("id", help="of the run, or its place in the grid from 0 (for job arrays)")
     verbs.add_parser("replay", help="execute a record again and compare").add_argument("id")

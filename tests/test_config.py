@@ -91,6 +91,10 @@ def test_one_experiment_has_one_id():
         ({"activation": "elu", "sharpness": None}, "sharpness: must be given"),
         ({"gain": None}, "gain: must be given"),
         ({"lr_schedule": "step"}, "lr_drops: must be given"),
+        (
+            {"epsilon_larger": "0.1"},
+            "epsilon_larger=0.1: expected no less than the budget of the evaluation, 0.15, or None",
+        ),
         ({"lr_schedule": "step", "lr_drops": [5, 3]}, "expected epochs after the first, each once and in order"),
         ({"lr_schedule": "step", "lr_drops": [1]}, "expected epochs after the first"),
         ({"beta": -1}, "greater than or equal to 0"),

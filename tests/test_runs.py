@@ -426,3 +426,10 @@ def test_the_command_line_starts_without_pytorch():
     program = "import sys, rctaf.runs; print('torch' in sys.modules); from rctaf import RCTAF; print(RCTAF(7, 2))"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert output.split("\n")[:2] == ["False", "RCTAF(alpha=7, beta=2)"]
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two"])
+def test_a_number_of_jobs_is_above_0(grid, capsys, jobs):
+    with pytest.raises(SystemExit):
+        runs.main(["run", str(grid), f"--jobs={jobs}"])
+    assert f"expected a whole number above 0, got '{jobs}'" in capsys.readouterr().err

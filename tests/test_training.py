@@ -158,6 +158,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits):
         run(c, digits)
 
 
+def test_a_running_statistic_that_is_not_finite_stops_the_run(digits):
+    """The loss of training uses the statistics of the batch, and does not see it."""
+    c = config(method="standard")
+    model = from_config(c, in_channels=1, n_classes=10)
+    norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+
+    def spoil(done, total, row):
+        if done == 5:  # in the second epoch
+            norm.running_var[0] = torch.inf
+
+    with pytest.raises(Diverged, match=r"a running statistic of the network is not finite after epoch 2 \(digits"):
+        train(model, digits, c, progress=spoil)
+
+
 def test_checkpoints_that_do_not_fit_are_refused(digits, tmp_path):
     path = tmp_path / "checkpoint.pt"
     c = config(method="standard", epochs=1)
