@@ -578,6 +578,17 @@ def test_the_table_of_records_is_not_printed(http, chromium):
         assert [part.is_visible() for part in shown] == [False, True]
 
 
+def test_a_handle_can_be_grabbed_beside_what_is_drawn(http, chromium):
+    """24 pixels are what WCAG 2.2 asks for; the handle is drawn smaller."""
+    with opened(chromium, http, "notebooks/explore") as tab:
+        tab.wait_for_selector(".noUi-handle")
+        grabbed = tab.evaluate("""() => { const handle = document.querySelector('.noUi-handle');
+          const box = handle.getBoundingClientRect(), x = box.x + box.width / 2, y = box.y + box.height / 2;
+          return [[-11.5, 0], [11.5, 0], [0, -11.5], [0, 11.5]].map(
+            ([dx, dy]) => handle.contains(document.elementFromPoint(x + dx, y + dy))); }""")
+        assert grabbed == [True] * 4
+
+
 def test_the_place_of_the_widget_is_kept(http, chromium):
     """What stands below it is where it is before it is drawn, but for a line, and nothing is empty."""
     with opened(chromium, http, "notebooks/explore") as tab:
