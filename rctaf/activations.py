@@ -56,6 +56,18 @@ def _order(beta: int) -> int:
     return beta
 
 
+def _check_tensor(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise ValueError(f"x must be a floating-point tensor, got {got}")
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(f"x must have 16, 32 or 64 bits, got {x.dtype}; convert it with x.to(torch.bfloat16)")
+    if x.is_nested and x.layout is torch.strided:  # PyTorch has hardly any operation for it
+        raise ValueError("x must be dense or jagged, got a strided nested tensor; make it with layout=torch.jagged")
+    if x.layout not in (torch.strided, torch.jagged):
+        raise ValueError(f"x must be dense or jagged, got the layout {x.layout}; convert it with x.to_dense()")
+
+
 def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
     r"""RCT-AF of sharpness ``alpha`` and order ``beta``, elementwise (Eq. 1-6; higher orders by the recursion).
 
@@ -65,14 +77,15 @@ def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
 
     Differentiable any number of times, backward and forward (``torch.func`` included). One tensor is saved for
     backward; at order 0 it is the output itself, and directly after a batch norm in training mode it is the input of
-    that norm, which the norm saves anyway.
+    that norm, which the norm saves anyway. Its output is computed again from the norm's bias as it is at backward, so
+    that must not be changed in place in between, nor may its weight.
 
     Half precision is computed in single precision and rounded once. Each order costs digits: in single precision the
     slope and the second derivative are right to 2e-6 of their largest value up to order 4, 2e-5 up to order 7, 1e-3
     up to order 12.
 
     Args:
-        x: floating-point tensor of any shape; a nested one in the layout ``torch.jagged``.
+        x: dense tensor of 16, 32 or 64 bit floats, of any shape; a nested one in the layout ``torch.jagged``.
         alpha: sharpness, a number from 1e-9 to 1e9 (beyond, single precision overflows on the way; ``nn.ReLU`` is the
             limit of large ``alpha``).
         beta: order, an integer from 0 to 12.
@@ -89,11 +102,7 @@ def rctaf(x: Tensor, alpha: float, beta: int) -> Tensor:
     alpha, beta = _sharpness(alpha), _order(beta)
     if isinstance(x, torch.fx.Proxy):  # one node in a symbolic trace: a Proxy cannot enter an autograd.Function
         return x.tracer.create_proxy("call_function", rctaf, (x, alpha, beta), {})
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise ValueError(f"x must be a floating-point tensor, got {got}")
-    if x.is_nested and x.layout is torch.strided:  # PyTorch has hardly any operation for it
-        raise ValueError("x must be dense or jagged, got a strided nested tensor; make it with layout=torch.jagged")
+    _check_tensor(x)
     # The compiler differentiates and fuses the plain formula with its neighbours; TorchScript can save nothing else.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _kernels.derivative(x, alpha, beta, 0)
@@ -122,8 +131,8 @@ class RCTAF(nn.Module):
         self.alpha = _sharpness(alpha)
         self.beta = _order(beta)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rctaf(x, self.alpha, self.beta)
+    def forward(self, input: Tensor) -> Tensor:  # named as by PyTorch's activations, which this may replace
+        return rctaf(input, self.alpha, self.beta)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha:.12g}, beta={self.beta}"
@@ -153,12 +162,14 @@ def activate_sum(activation: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 class LearnedRCTAF(RCTAF):
     r"""RCT-AF whose sharpness is trained: the one parameter is ``log_alpha``, so that alpha stays above 0.
 
-    By homogeneity :math:`\sigma_{\alpha,\beta}(x) = \sigma_{1,\beta}(\alpha x)/\alpha`, and so it is computed; with
-    :math:`x\,\sigma_{\alpha,\beta}' = \sigma_{\alpha,\beta+1}` the derivative that autograd finds is
+    By homogeneity :math:`\sigma_{\alpha,\beta}(x) = \sigma_{1,\beta}(\alpha x)/\alpha`; with
+    :math:`x\,\sigma_{\alpha,\beta}' = \sigma_{\alpha,\beta+1}` the derivative is
 
     .. math::
         \frac{\partial \sigma_{\alpha,\beta}}{\partial \ln\alpha}(x)
             = \sigma_{\alpha,\beta+1}(x) - \sigma_{\alpha,\beta}(x).
+
+    What autograd sums over the elements is 0 away from the bend, as this difference is: no two large sums cancel.
 
     Shapes, precision and derivatives as :func:`rctaf`.
 
@@ -179,8 +190,8 @@ class LearnedRCTAF(RCTAF):
         """The sharpness as it is now."""
         return math.exp(self.log_alpha.item())
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _of_log_alpha(x, self.log_alpha, self.beta)
+    def forward(self, input: Tensor) -> Tensor:
+        return _of_log_alpha(input, self.log_alpha, self.beta)
 
     def extra_repr(self) -> str:
         alpha = "?" if self.log_alpha.is_meta else f"{self.alpha:.6g}"  # as many digits as single precision has
@@ -188,8 +199,16 @@ class LearnedRCTAF(RCTAF):
 
 
 def _of_log_alpha(x: Tensor, log_alpha: Tensor, beta: int) -> Tensor:
+    _check_tensor(x)
     alpha, wide = _kernels.widen(log_alpha).exp(), _kernels.widen(x)  # half precision ends at 65504
-    return (rctaf(wide * alpha, 1.0, beta) / alpha).to(x.dtype)
+    # Written so that alpha has no part where sigma is x or 0. In rctaf(alpha x, 1, beta) / alpha it has two, each a sum
+    # as large as that of all x, whose difference single precision does not hold.
+    if beta > 0:  # x times the slope of the order below, which depends on alpha x alone
+        u = wide * alpha
+        eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        return (wide * (Derivative.apply if eager else _kernels.derivative)(u, 1.0, beta - 1, 1)).to(x.dtype)
+    positive = (wide > 0).to(wide.dtype)
+    return (wide * positive + rctaf(wide * (1 - 2 * positive) * alpha, 1.0, 0) / alpha).to(x.dtype)
 
 
 torch.fx.wrap("_of_log_alpha")  # one node in a symbolic trace: a Proxy does not tell its dtype
@@ -203,8 +222,18 @@ def fix_alphas(model: nn.Module) -> list[float]:
 
     Returns:
         The alphas, in the order of ``model.modules()``.
+
+    Raises:
+        ValueError: an alpha is not a number from 1e-9 to 1e9, or a module of a subclass has a forward of its own, which
+            would be lost. The model is then unchanged.
     """
     learned: list[Any] = [module for module in model.modules() if isinstance(module, LearnedRCTAF)]
+    for name, module in model.named_modules():
+        if module in learned and (type(module).forward is not LearnedRCTAF.forward or "forward" in vars(module)):
+            raise ValueError(
+                f"{name or 'the model'} ({type(module).__name__}) has a forward of its own, which an RCTAF would not "
+                "have; expected a plain LearnedRCTAF: replace it beforehand"
+            )
     alphas = [_sharpness(module.alpha) for module in learned]  # all are looked at before any is changed
     for module, alpha in zip(learned, alphas, strict=True):
         del module.log_alpha
@@ -232,9 +261,9 @@ class Sharpened(nn.Module):
         self.name = name
         self.sharpness = positive(sharpness, "sharpness")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         activation: Callable[[Tensor], Tensor] = getattr(F, self.name)
-        return activation(x * self.sharpness) / self.sharpness
+        return activation(input * self.sharpness) / self.sharpness
 
     def extra_repr(self) -> str:
         return f"{self.name}, sharpness={self.sharpness:.12g}"

@@ -112,6 +112,27 @@ def check_labels(y: Tensor) -> None:
         raise ValueError(f"labels must be a vector [{len(y)}] of class numbers, got {list(y.shape)}")
 
 
+def check_classes(y: Tensor, classes: int) -> None:
+    """Refuse labels that no logit belongs to: no prediction would ever be one of them.
+
+    Raises:
+        ValueError: a label is below 0, or not below the number of classes.
+    """
+    low, high = (int(y.min()), int(y.max())) if len(y) else (0, 0)
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels must be class numbers from 0 to {classes - 1}, these lie in [{low}, {high}]")
+
+
+def check_finite(finite: Tensor) -> None:
+    """Refuse a model whose logits are NaN, of which the first counts as the largest, or infinite.
+
+    Raises:
+        ValueError: ``finite``, whether all of them are finite, is false.
+    """
+    if not bool(finite):
+        raise ValueError("the model's logits are not finite: has the training diverged?")
+
+
 def check_range(x: Tensor, epsilon: float) -> None:
     """Refuse images, of which there is at least one, that an attack would clamp to [0, 1], and a radius in other units.
 
@@ -144,7 +165,7 @@ def pgd20(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, seed: int =
         The attacked images, shape of ``x``.
 
     Raises:
-        ValueError: images and labels differ in number, or images or epsilon lie outside [0, 1].
+        ValueError: images and labels differ in number, images or epsilon lie outside [0, 1], or logits are not finite.
     """
     if len(x) != len(y):
         raise ValueError(f"{len(x)} images and {len(y)} labels: expected as many of each")
@@ -152,11 +173,22 @@ def pgd20(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, seed: int =
         check_range(x, epsilon)
     generator = torch.Generator(x.device).manual_seed(seed)
     attacked = torch.empty_like(x)
+    finite: list[Tensor] = []  # of each step, on the device until the end
+
+    def watched(objective: Objective) -> Objective:
+        def watching(logits: Tensor) -> Tensor:
+            finite.append(logits.detach().isfinite().all())
+            return objective(logits)
+
+        return watching
+
     for a, b, out in zip(x.split(batch_size), y.split(batch_size), attacked.split(batch_size), strict=True):
         out.copy_(
             pgd(
-                model, a, cross_entropy(b), epsilon=epsilon, steps=20, step_size=epsilon / 4, start="uniform",
+                model, a, watched(cross_entropy(b)), epsilon=epsilon, steps=20, step_size=epsilon / 4, start="uniform",
                 generator=generator,
             )
         )  # fmt: skip
+    if finite:
+        check_finite(torch.stack(finite).all())
     return attacked

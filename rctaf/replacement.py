@@ -10,10 +10,12 @@ import copy
 import dis
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import UserDict, UserList, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MappingProxyType, MethodType
 from typing import Any
 
 import torch
@@ -48,12 +50,18 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
     deep, that holds an activation module or a function such as ``F.relu`` (as in ``nn.TransformerEncoderLayer``). A
     module that stands in several places stays shared.
 
-    An activation *called* as a function in the code of a forward method, made there, or held in a plain list, tuple or
-    dict cannot be replaced from outside and is an error, never passed over in silence. To find it, the forward of every
-    module is traced symbolically, for training and for evaluation, with and without its optional arguments, on a copy
-    (whose parameters take no memory): the model and the random number generators stay as they are. Where a module
-    cannot be copied or traced, or asks for the type of something, its code is read, which finds what is looked up by
-    name, also where it would never run.
+    An activation *called* as a function in the code of a forward method, made there, or held in a plain container
+    (list, tuple, dict, set, deque) cannot be replaced from outside and is an error, never passed over in silence. To
+    find it, the forward of every module is traced symbolically, for training and for evaluation, with and without its
+    optional arguments, on a copy (whose parameters take no memory): the model and the random number generators stay as
+    they are.
+
+    Where a module cannot be copied or traced, or asks for the type of something, its code is read instead, and that of
+    the functions and callable objects that it names, defaults and closures included. That finds what is looked up by
+    name, also where it would never run, and refuses ``getattr`` with a computed name, except on a module. What is found
+    only by running such code stays unseen: ``operator.methodcaller``, ``eval``, what a table of functions or a call
+    returns, a module made in the forward from a class of one's own. Hooks are never looked into: what a forward hook
+    calls stays.
 
     What is put in does not work in place. So a model that relies on an activation to change its argument, because it
     drops the result of the call or uses the argument again, is refused too. The traces show this; where a module cannot
@@ -68,8 +76,8 @@ def replace_activations(model: nn.Module, factory: Callable[[], nn.Module]) -> i
         The number of places.
 
     Raises:
-        ValueError: an activation is called as a function or made in a forward method, or held in a plain list, tuple
-            or dict (the message says which, and in which module), is compiled into a module (``nn.RNN`` with ReLU,
+        ValueError: an activation is called as a function or made in a forward method, or held in a plain container
+            (the message says which, and in which module), is compiled into a module (``nn.RNN`` with ReLU,
             TorchScript, ``torch.compile`` of one alone), is relied on to work in place, or has hooks; or ``model`` or
             ``factory`` is not as above. The model is then unchanged.
 
@@ -159,16 +167,19 @@ def _function_attributes(module: nn.Module) -> list[str]:
     return [name for name, value in vars(module).items() if _is_activation_function(value)]
 
 
+_CONTAINERS = (list, tuple, set, frozenset, deque, UserList, dict, UserDict, MappingProxyType)
+
+
 def _contents(thing: Any) -> Iterator[Any]:
-    """What a plain list, tuple or dict holds, however deep; anything else is its own content."""
+    """What a plain container holds, however deep, of a dict the values; anything else is its own content."""
     todo, seen = [thing], set()
     while todo:
         thing = todo.pop()
-        if not isinstance(thing, list | tuple | dict):
+        if not isinstance(thing, _CONTAINERS):
             yield thing
         elif id(thing) not in seen:
             seen.add(id(thing))
-            todo += thing.values() if isinstance(thing, dict) else thing
+            todo += thing.values() if hasattr(thing, "values") else thing
 
 
 def _obstacles(model: nn.Module) -> tuple[list[str], list[str]]:
@@ -247,19 +258,25 @@ def _in_place_function(function: Any) -> str:
     return f"{name}(inplace=True)" if in_place else name if name.endswith("_") else ""
 
 
+def computed_tensors(model: nn.Module) -> dict[int, Any]:
+    """A memo for ``copy.deepcopy`` of the model: copies of the tensors that its modules keep and have computed.
+
+    Such as ``nn.utils.weight_norm`` keeps; by itself ``deepcopy`` refuses a tensor with a graph behind it.
+    """
+    kept = (inner for module in model.modules() for value in vars(module).values() for inner in _contents(value))
+    return {id(value): value.detach().clone() for value in kept if isinstance(value, Tensor) and not value.is_leaf}
+
+
 def _copies(model: nn.Module, modules: Iterable[nn.Module]) -> dict[nn.Module, nn.Module]:
     """A copy of the model to run code on: the copy of each of these modules, or nothing if it cannot be copied.
 
     Parameters are one number, repeated to their shape: it needs no memory, and PyTorch refuses to write to it.
     """
-    memo: dict[int, Any] = {}
     try:
+        memo = computed_tensors(model)
         for p in model.parameters():
             if not nn.parameter.is_lazy(p):
                 memo[id(p)] = nn.Parameter(p.detach().new_zeros(()).expand(p.shape), p.requires_grad)
-        for value in [value for module in model.modules() for value in vars(module).values()]:
-            if isinstance(value, Tensor):  # as nn.utils.weight_norm keeps; deepcopy refuses what has been computed
-                memo[id(value)] = value.detach().clone()
         copy.deepcopy(model, memo)
     except Exception:  # a lock, an open file, whatever a model may hold
         return {}
@@ -315,36 +332,28 @@ def _called_inside(
     if isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity == "relu":
         return ["relu"], []
 
-    def read_only(function: FunctionType) -> set[str]:
-        return _mentioned(function.__code__, function.__globals__, module, {*model}, set())
-
     if "forward" in vars(module) and "_orig_mod" not in module._modules:  # torch.compile has one of its own
-        forward = inspect.unwrap(vars(module)["forward"])  # a trace would run that of the class
-        forward = getattr(forward, "__func__", forward)
-        if not isinstance(forward, FunctionType):
+        forward = vars(module)["forward"]  # a trace would run that of the class
+        if not isinstance(_plain_function(forward), FunctionType):
             return ["code that cannot be read"], []
-        return sorted(read_only(forward)), []
+        return sorted(_Reading({*model}, forward, module).names), []
     if _is_pytorchs(module) and not isinstance(module, torch.fx.GraphModule | nn.Sequential):
-        found: set[str] = set()  # PyTorch's other modules call only what they hold as attributes: a lambda, perhaps
-        for f in vars(module).values():
-            if isinstance(f, FunctionType) and f is not rctaf and not f.__globals__["__name__"].startswith("torch."):
-                found |= read_only(f)
-        return sorted(found), []
+        # PyTorch's other modules call only what they hold as attributes: a lambda, perhaps
+        values = () if "_orig_mod" in module._modules else vars(module).values()  # what is compiled is looked at itself
+        held = [value for value in values if callable(value) and not _is_activation_function(value)]
+        return sorted(_Reading({*model}, held, module).names), []
     if isinstance(module, ACTIVATION_MODULES) or type(module).forward is nn.Module.forward:
         return [], []
     copies = copies or _copies(module, model)  # where the whole cannot be copied, this part may be
     known = {part: part for part in model} | {made: part for part, made in copies.items()}
-
-    def mentioned(function: FunctionType, seen: set[CodeType]) -> set[str]:
-        return _mentioned(function.__code__, function.__globals__, copies.get(module, module), {*known}, seen)
-
-    forward = inspect.unwrap(type(module).forward)
+    owner = copies.get(module, module)
+    forward = _plain_function(type(module).forward)
     if not isinstance(forward, FunctionType):
         return ["code that cannot be read"], []
-    seen: set[CodeType] = set()
-    read = mentioned(forward, seen)
+    reading = _Reading({*known}, MethodType(type(module).forward, owner), owner)
     graphs, complete = _traces(copies[module], known) if module in copies else ([], False)
-    names = set() if complete and not _asks_what_it_got(forward, seen) else read
+    names = set() if complete and not _asks_what_it_got(forward, reading.codes) else reading.names
+    names |= _Reading({*known}, MethodType(type(module).__call__, owner), owner).names  # which a trace does not run
     for node in [node for graph in graphs for node in graph.nodes]:
         target = node.target
         if node.op == "call_method" and target in _FUNCTION_NAMES:
@@ -352,8 +361,14 @@ def _called_inside(
         if node.op == "call_function" and (_is_activation_function(target) or _makes_activation(target)):
             names.add(getattr(target, "__name__", str(target)))
         if "is_wrapped" in node.meta and isinstance(target, FunctionType):  # by torch.fx.wrap: not traced
-            names |= mentioned(target, set())
+            names |= _Reading({*known}, target, owner).names
     return sorted(names), graphs
+
+
+def _plain_function(function: Any) -> Any:
+    """The innermost of what decorators made, and of a bound method the function."""
+    function = inspect.unwrap(function)
+    return getattr(function, "__func__", function)
 
 
 def _is_pytorchs(module: nn.Module) -> bool:
@@ -418,50 +433,124 @@ def _attribute(thing: Any, name: str) -> Any:
         return _UNKNOWN
 
 
-def _mentioned(
-    code: CodeType, names: dict[str, Any], owner: nn.Module, model: set[nn.Module], seen: set[CodeType]
-) -> set[str]:
-    """Names of the activations looked up by a method of ``owner``, or by any Python function that it looks up."""
-    if code in seen:
-        return set()
-    seen.add(code)
-    found: set[str] = set()
+class _Reading:
+    """Names of the activations that Python code looks up, and those that the code looks up which it names in turn.
 
-    def follow(function: Any, bound: Any) -> None:
-        if isinstance(function, FunctionType):
-            function = inspect.unwrap(function)
-        if function is activate_sum:  # names RCTAF, and calls only what it is given
-            return
-        if isinstance(function, FunctionType) and not (function.__module__ or "").startswith("torch."):
-            found.update(_mentioned(function.__code__, function.__globals__, bound, model, seen))
+    Args:
+        model: modules that are looked at by themselves.
+        thing: a function, or anything that calls one, to begin with.
+        owner: what ``self`` is in a function that is not bound.
+    """
 
-    thing: Any = _UNKNOWN  # what the expression read so far, such as self.block.act, stands for
-    for step in dis.get_instructions(code):
-        name: Any = step.argval[-1] if isinstance(step.argval, tuple) and step.argval else step.argval
-        if "LOAD_FAST" in step.opname or step.opname == "LOAD_DEREF":
-            thing = owner if name == "self" else _UNKNOWN
-        elif step.opname == "LOAD_GLOBAL":
-            thing = names.get(name, _UNKNOWN)
-        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and thing is not _UNKNOWN:
-            # an activation function held as an attribute will be replaced
-            held = isinstance(thing, nn.Module) and name in _function_attributes(thing)
-            thing = _UNKNOWN if held else _attribute(thing, name)
-        else:
-            if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM") and name in _NAMES:
-                found.add(name)  # of something computed or imported here: x.relu()
-            thing = _UNKNOWN
+    def __init__(self, model: Collection[nn.Module], thing: Any, owner: Any) -> None:
+        self.model = model
+        self.names: set[str] = set()
+        self.codes: set[CodeType] = set()
+        self._seen: dict[Any, Any] = {}  # by identity; holds them, so that no other takes it over
+        self._todo: list[tuple[CodeType, dict[str, Any], dict[str, Any], Any]] = []
+        self._see(thing, owner)
+        while self._todo:
+            self._read(*self._todo.pop())
+
+    def _see(self, thing: Any, owner: Any, bound: bool = False) -> None:
+        """Look at something that may be called, or at a container of that."""
         for inner in _contents(thing):
             if _is_activation_function(inner) or _makes_activation(inner):
-                found.add(getattr(inner, "__name__", name))
+                *_, activation = _layers(inner)
+                self.names.add(getattr(inner, "__name__", activation.__name__))
             elif isinstance(inner, torch.jit.ScriptFunction):
-                found.update(_called_in_script(inner))
-            elif isinstance(inner, ACTIVATION_MODULES) and inner not in model:
-                found.add(type(inner).__name__)
-        method = isinstance(thing, MethodType)
-        follow(thing.__func__ if method else thing, thing.__self__ if method else owner)
-        if isinstance(step.argval, CodeType):  # a function or comprehension inside this one
-            found |= _mentioned(step.argval, names, owner, model, seen)
-    if "super" in code.co_names:
-        for base in type(owner).__mro__:
-            follow(vars(base).get(code.co_name), owner)
-    return found
+                self.names.update(_called_in_script(inner))
+            elif isinstance(inner, MethodType):
+                self._see(inner.__func__, inner.__self__, bound=True)
+                self._see(inner.__self__ if isinstance(inner.__self__, type) else None, owner)  # Function.apply
+            elif isinstance(inner, partial):
+                self._see([inner.func, inner.args, inner.keywords], owner)
+            elif isinstance(inner, FunctionType):
+                self._enter(inner, owner, bound)
+            elif isinstance(inner, nn.Module):
+                for part in modules_of(inner) if inner not in self.model else ():  # held outside of the model
+                    if isinstance(part, ACTIVATION_MODULES):
+                        self.names.add(type(part).__name__)
+                    else:
+                        self._see(type(part).forward, part, bound=True)
+            elif isinstance(inner, type) and issubclass(inner, torch.autograd.Function):
+                self._see(_attribute(inner, "forward"), inner)
+            elif isinstance(_attribute(type(inner), "__call__"), FunctionType) and id(inner) not in self._seen:
+                self._seen[id(inner)] = inner
+                self._see([MethodType(type(inner).__call__, inner), getattr(inner, "__dict__", ())], owner)
+            if callable(inner) and not isinstance(inner, type | nn.Module) and not _is_activation_function(inner):
+                # what a decorator was put around
+                self._see(getattr(inner, "__dict__", {}).get("__wrapped__"), owner, bound)
+
+    def _enter(self, function: FunctionType, owner: Any, bound: bool) -> None:
+        code, defaults = function.__code__, function.__defaults__ or ()
+        if function is activate_sum or function.__globals__.get("__name__", "").startswith("torch."):
+            return  # the former names RCTAF, and calls only what it is given
+        known = dict(zip(code.co_varnames[code.co_argcount - len(defaults) :], defaults, strict=False))
+        known |= function.__kwdefaults__ or {}
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            with suppress(ValueError):  # nothing in it yet
+                known[name] = cell.cell_contents
+        # the owner's type, for a property may make another object at every look
+        key = code, *map(id, known.values()), id(owner) if isinstance(owner, nn.Module) else type(owner)
+        if key not in self._seen:
+            self._seen[key] = known
+            self._see([*known.values()], owner)
+            first = code.co_varnames[: code.co_argcount][:1] if bound else ()
+            self._todo.append(
+                (code, {"self": owner} | known | dict.fromkeys(first, owner), function.__globals__, owner)
+            )
+
+    def _read(self, code: CodeType, known: dict[str, Any], names: dict[str, Any], owner: Any) -> None:
+        """Look at all that the code names; ``known`` are its own names, ``names`` those of its module."""
+        self.codes.add(code)
+        thing: Any = _UNKNOWN  # what the expression read so far, such as self.block.act, stands for
+        asked: Any = None  # what getattr is asked for an attribute of, until its name is read
+        steps: list[dis.Instruction] = []
+        for step in dis.get_instructions(code):
+            if "LOAD_FAST" in step.opname and isinstance(step.argval, tuple):  # two at once, since Python 3.13
+                steps += [step._replace(opname="LOAD_FAST", argval=name) for name in step.argval]
+            elif step.opname not in ("PRECALL", "PUSH_NULL", "EXTENDED_ARG"):
+                steps.append(step)
+        for i, step in enumerate(steps):
+            name: Any = step.argval[-1] if isinstance(step.argval, tuple) and step.argval else step.argval
+            attribute = step.opname in _ATTRIBUTES
+            if asked is not None and step.opname == "LOAD_CONST" and isinstance(name, str):
+                following = next((other for other in steps[i + 1 :] if not other.opname.startswith("LOAD_")), step)
+                if _passes_several(following):  # getattr(thing, "name")
+                    attribute, thing, asked = True, asked, None
+            elif asked is not None and (_passes_several(step) or "JUMP" in step.opname):
+                if not isinstance(asked, nn.Module):
+                    self.names.add("code that cannot be read")
+                asked = None
+            if "LOAD_FAST" in step.opname or step.opname == "LOAD_DEREF":
+                thing = known.get(name, _UNKNOWN)
+            elif step.opname == "LOAD_GLOBAL":
+                thing = names.get(name, _UNKNOWN)
+            elif attribute and thing is not _UNKNOWN:
+                # an activation function held as an attribute will be replaced
+                held = isinstance(thing, nn.Module) and name in _function_attributes(thing)
+                thing = _UNKNOWN if held else _attribute(thing, name)
+            else:
+                if attribute and name in _NAMES:
+                    self.names.add(name)  # of something computed or imported here: x.relu()
+                thing = _UNKNOWN
+            if i + 1 == len(steps) or steps[i + 1].opname not in _ATTRIBUTES:
+                self._see(thing, owner)
+                asked = thing if asked is _UNKNOWN else asked
+            if step.opname == "LOAD_GLOBAL" and name == "getattr" and name not in names:
+                asked = _UNKNOWN
+            if isinstance(step.argval, CodeType):  # a function or comprehension inside this one
+                inner = {name: known[name] for name in step.argval.co_freevars if name in known}
+                self._todo.append((step.argval, inner, names, owner))
+        for base in type(owner).__mro__ if "super" in code.co_names else ():
+            for name in code.co_names:
+                self._see(vars(base).get(name), owner, bound=True)
+
+
+_ATTRIBUTES = "LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"
+
+
+def _passes_several(step: dis.Instruction) -> bool:
+    """Whether it calls something with two arguments or more, as getattr is."""
+    return step.opname.startswith("CALL") and (step.arg or 0) > 1

@@ -424,6 +424,48 @@ def test_learned_alpha_passes_gradcheck_in_every_mode(beta):
     torch.testing.assert_close(vmap(f, (None, 0))(x, inputs[1].expand(3)), f(*inputs).expand(3, 5))
 
 
+@pytest.mark.parametrize("beta", range(5))
+@pytest.mark.parametrize("alpha", [1.0, 100.0])
+def test_the_derivative_in_a_learned_alpha_keeps_its_digits_in_single_precision(alpha, beta, implementation):
+    """Over many elements, almost all of which lie where sigma is x or 0."""
+    x, g = torch.randn(2, 200_000, generator=torch.Generator().manual_seed(0))
+    x *= 10
+
+    def gradient(dtype):
+        module = LearnedRCTAF(alpha, beta).to(dtype)
+        (got,) = torch.autograd.grad(module(x.to(dtype)), module.log_alpha, g.to(dtype))
+        return got.item()
+
+    assert gradient(torch.float32) == pytest.approx(gradient(torch.float64), rel=1e-4)
+
+
+def test_learned_alpha_compiles_and_takes_jagged_tensors():
+    x = torch.linspace(-2, 2, 12).view(6, 2)
+    for beta in range(3):
+        module = LearnedRCTAF(3.0, beta)
+        parts = torch.nested.nested_tensor([x[:2], x[2:]], layout=torch.jagged)
+        torch.testing.assert_close(module(parts).values(), module(x))
+        torch._dynamo.reset()
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        results = [torch.autograd.grad(f(x).square().sum(), module.log_alpha)[0] for f in (compiled, module)]
+        torch.testing.assert_close(*results)
+
+
+def test_fixing_an_alpha_refuses_a_forward_of_ones_own():
+    class Shifted(LearnedRCTAF):
+        def forward(self, input):
+            return super().forward(input) + 1
+
+    class Renamed(LearnedRCTAF):
+        pass
+
+    net = nn.Sequential(LearnedRCTAF(2, 1), nn.Sequential(Shifted(3, 1)))
+    with pytest.raises(ValueError, match=r"^1\.0 \(Shifted\) has a forward of its own"):
+        fix_alphas(net)
+    assert isinstance(net[0], LearnedRCTAF)
+    assert fix_alphas(Renamed(3, 1)) == pytest.approx([3])
+
+
 def test_learned_alpha_starts_as_rctaf_and_is_fixed_again():
     x = torch.linspace(-3, 3, 50)
     net = nn.Sequential(nn.Linear(2, 2), LearnedRCTAF(14, 1), nn.Sequential(LearnedRCTAF(0.5, 2))).eval()
@@ -615,14 +657,20 @@ def test_an_order_beyond_single_precision_is_refused(beta):
     assert curvature(1.0, beta) > 2.0 ** (beta - 2)  # a number has no such limit
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize("beta", range(3))
 def test_tensors_without_memory_of_their_own_are_refused(beta):
     x = torch.eye(3)
     with pytest.raises(ValueError, match=r"^x must be .*, got a strided nested tensor; make.*layout=torch\.jagged$"):
         RCTAF(2.0, beta)(torch.nested.nested_tensor([x, x[:2]]))
-    with pytest.raises(NotImplementedError, match="'aten::"):  # PyTorch's own error
-        rctaf(x.to_sparse(), 2.0, beta)
+    for module in (RCTAF(2.0, beta), LearnedRCTAF(2.0, beta)):
+        for sparse, layout in ((x.to_sparse(), "sparse_coo"), (x.to_sparse_csr(), "sparse_csr")):
+            with pytest.raises(
+                ValueError, match=rf"^x must be dense or jagged, got the layout torch\.{layout}; .*to_dense"
+            ):
+                module(sparse)
+        with pytest.raises(ValueError, match=r"^x must have 16, 32 or 64 bits, got torch\.float8_e4m3fn; convert"):
+            module(x.to(torch.float8_e4m3fn))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -651,6 +699,16 @@ def test_numpy_numbers_are_numbers_and_integers_are_not_activated():
     for x, got in ((np.ones(3), "ndarray"), (1.0, "float"), (None, "NoneType")):
         with pytest.raises(ValueError, match=f"x must be a floating-point tensor, got a {got}"):
             rctaf(x, 1.0, 0)
+    learned = LearnedRCTAF(1.0, 1)
+    for x, got in ((torch.arange(3), "torch.int64"), (torch.ones(2) > 0, "torch.bool"), ([1.0], "a list")):
+        with pytest.raises(ValueError, match=f"x must be a floating-point tensor, got {got}"):
+            learned(x)
+
+
+@pytest.mark.parametrize("module", [RCTAF(2, 1), LearnedRCTAF(2, 1), Sharpened("gelu", 2)])
+def test_the_argument_has_the_name_that_pytorchs_activations_give_it(module):
+    x = torch.linspace(-1, 1, 5)
+    assert torch.equal(module(input=x), module(x))
 
 
 # --- activations by name ---------------------------------------------------------------------------------------------

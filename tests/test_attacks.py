@@ -230,3 +230,12 @@ def test_pgd20_refuses_images_and_radii_in_other_units(perceptron, random_images
     for epsilon in (8, -0.1, float("nan")):
         with pytest.raises(ValueError, match=r"epsilon must lie in \[0, 1\]"):
             pgd20(perceptron, x, y, epsilon)
+
+
+def test_pgd20_refuses_a_model_that_has_diverged(perceptron, random_images):
+    x, y = random_images
+    with torch.no_grad():
+        next(perceptron.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="logits are not finite: has the training diverged"):
+        pgd20(perceptron, x, y, 0.1)
+    assert pgd20(perceptron, x[:0], y[:0], 0.1).shape == x[:0].shape

@@ -36,3 +36,22 @@ def test_labels_in_a_column_are_refused(perceptron, random_images):
     x, y = random_images
     with pytest.raises(ValueError, match=r"vector \[40\] of class numbers, got \[40, 1\]"):
         accuracy(perceptron, x, y[:, None])
+
+
+def test_a_model_that_has_diverged_is_refused(perceptron, random_images):
+    # its predictions would all be class 0
+    x, y = random_images
+    assert accuracy(perceptron, x[:0], y[:0]) == (0, 0)
+    with torch.no_grad():
+        next(perceptron.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="logits are not finite: has the training diverged"):
+        accuracy(perceptron, x, y, batch_size=7)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1000])
+def test_labels_outside_the_classes_are_refused(perceptron, random_images, wrong):
+    x, y = random_images
+    y = y.clone()
+    y[3] = wrong
+    with pytest.raises(ValueError, match=rf"labels must be class numbers from 0 to \d+, these lie in .*{wrong}"):
+        accuracy(perceptron, x, y, batch_size=7)

@@ -1,3 +1,4 @@
+import base64
 import copy
 import importlib
 import importlib.util
@@ -395,6 +396,43 @@ def test_bad_input_is_refused_in_one_line(problem):
     broken[0].weight.data[:] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         autoattack(broken, x, y, 0.1)
+    for wrong in (-1, 10):
+        with pytest.raises(ValueError, match=rf"class numbers from 0 to 9, these lie in .*{wrong}"):
+            autoattack(model, x, torch.cat([y[1:], torch.tensor([wrong])]), 0.1)
+
+
+def test_a_mask_of_another_number_of_images_is_refused():
+    text = base64.b64encode(bytes([255] * 4)).decode()
+    assert unpack_mask(text, 32).all()
+    for n in (24, 33, 1000):
+        with pytest.raises(ValueError, match=rf"holds 4 bytes, expected \d+ for {n} images"):
+            unpack_mask(text, n)
+
+
+class Keeping(nn.Module):
+    """Keeps what it computed, which deepcopy refuses: by hand, in a list and by weight norm."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.log = inner, []
+        self.last = nn.utils.weight_norm(nn.Linear(10, 10))
+
+    def forward(self, x):
+        self.features = self.inner(x)
+        self.log = [self.features]
+        return self.last(self.features)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_model_that_keeps_computed_tensors_is_attacked_and_left_alone(problem, tmp_path):
+    model, x, y = problem
+    keeping = Keeping(copy.deepcopy(model))
+    keeping(x).sum().backward()
+    features, state = keeping.features, tmp_path / "state.json"
+    found = autoattack(keeping, x[:8], y[:8], EPSILON, "screening", state=str(state))  # a name is a path too
+    assert state.exists()
+    assert found["n"] == 8
+    assert keeping.features is features
 
 
 def test_robustbench_entry(standard):

@@ -223,7 +223,7 @@ def test_an_activation_that_is_called_by_keyword(images):
             self.act, self.relu = RCTAF(3.0, 1), nn.ReLU()
 
         def forward(self, x):
-            return self.relu(input=self.act(x=x))
+            return self.relu(input=self.act(input=x))
 
     first, second = effective_curvature(Net(), images)
     assert first.std == pytest.approx(images.double().std(correction=0).item())

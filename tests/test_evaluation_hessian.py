@@ -331,6 +331,7 @@ def test_scale_free_companion_ignores_a_rescaling_that_batch_norm_undoes(images)
     assert before.by_parameter["stem.weight"] > 0.02 * before.square
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # PyTorch's own, about weight norm
 def test_bad_input_is_refused_in_one_line(images):
     model = network(nn.SiLU)
     x, y = images
@@ -357,6 +358,12 @@ def test_bad_input_is_refused_in_one_line(images):
     ):
         with pytest.raises(ValueError, match=rf"the model must give logits \[N, C\], got {got}"):
             hessian_diagonal_norm(nn.Sequential(nn.Flatten(), nn.Linear(16, 16), *layers), F.cross_entropy, x, y)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    with pytest.raises(ValueError, match=r"^the model is a DataParallel; expected .*\.module$"):
+        hessian_diagonal_norm(nn.DataParallel(plain), F.cross_entropy, x, y)
+    nn.utils.parametrizations.weight_norm(plain[1])
+    with pytest.raises(ValueError, match=r"^the model calls \S*weight_norm\S*, of which PyTorch has no forward-mode"):
+        hessian_diagonal_norm(plain, F.cross_entropy, x, y)
     of_batch = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten())
     with pytest.raises(ValueError, match="batch norm '1' has no running statistics"):
         hessian_diagonal_norm(of_batch, F.cross_entropy, x, y)

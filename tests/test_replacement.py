@@ -7,7 +7,7 @@ import functools
 import random
 import threading
 import types
-from collections import Counter
+from collections import Counter, UserDict, deque
 
 import numpy as np
 import pytest
@@ -395,6 +395,148 @@ def patched_twice():
     return made
 
 
+class Untraced(nn.Module):
+    """The check of the shape ends every trace: what follows can only be read."""
+
+    def __init__(self, held=None):
+        super().__init__()
+        self.act, self.held, self.kind = nn.ReLU(), held, "gelu"
+
+    def check(self, x):
+        if x.shape[-1] != 2:
+            raise ValueError(x.shape)
+
+    def forward(self, x):
+        self.check(x)
+        return self.held(self.act(x))
+
+
+class ComputedName(Untraced):
+    def forward(self, x):
+        self.check(x)
+        return getattr(F, self.kind)(self.act(x))
+
+
+class ConstantName(Untraced):
+    def forward(self, x):
+        self.check(x)
+        return getattr(F, "gelu")(self.act(x))  # noqa: B009
+
+
+class AsDefault(Untraced):
+    def forward(self, x, act=F.gelu):
+        self.check(x)
+        return act(self.act(x))
+
+
+def in_a_closure(act):
+    class InAClosure(Untraced):
+        def forward(self, x):
+            self.check(x)
+            return [act(v) for v in self.act(x)]
+
+    return InAClosure()
+
+
+def patched_with_a_closure():
+    made, act = Untraced(torch.tanh), F.gelu
+    old = made.forward
+    made.forward = lambda z: act(old(z))
+    return made
+
+
+def patched_around_its_class():
+    made = Calls(helper)
+    old = made.forward
+    made.forward = lambda z: old(z)
+    return made
+
+
+class Calls(Untraced):
+    """Its first argument has another name."""
+
+    def forward(this, x):
+        this.check(x)
+        return this.helped(x)
+
+    def helped(this, x):
+        return this.held(this.act(x))
+
+
+def undeclared(function):
+    def decorated(*args):
+        return function(*args)
+
+    return decorated
+
+
+def after_gelu(function):
+    @functools.wraps(function)
+    def decorated(self, x):
+        return F.gelu(function(self, x))
+
+    return decorated
+
+
+class DecoratedUnseen(Untraced):
+    @undeclared
+    def forward(self, x):
+        self.check(x)
+        return F.gelu(self.act(x))
+
+
+class DecoratedWithAnActivation(Untraced):
+    @after_gelu
+    def forward(self, x):
+        self.check(x)
+        return self.act(x)
+
+
+class Helper:
+    def __init__(self, act):
+        self.settings = {"act": act}
+
+    def __call__(self, x):
+        return self.settings["act"](x)
+
+
+class GeluHelper:
+    def __call__(self, x):
+        return F.gelu(x)
+
+
+class Each(Untraced):
+    def forward(self, x):
+        self.check(x)
+        for f in self.held.values() if hasattr(self.held, "values") else self.held:
+            x = f(x)
+        return x
+
+
+class ActivationFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return F.gelu(x)
+
+
+class OwnAutograd(Untraced):
+    def forward(self, x):
+        self.check(x)
+        return ActivationFunction.apply(self.act(x))
+
+
+class OwnCall(Untraced):
+    def __call__(self, x):
+        return F.gelu(super().__call__(x))
+
+    def forward(self, x):
+        return self.act(x)
+
+
+def lambdas_of_one_code():
+    return [lambda x, f=f: f(x) for f in (torch.tanh, F.gelu)]
+
+
 def exported():
     return torch.export.export(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), (torch.ones(1, 2),)).module()
 
@@ -420,6 +562,35 @@ def exported():
         (Aten, r"0 \(Aten\) calls relu"),
         (AtenUntraceable, r"0 \(AtenUntraceable\) calls silu_"),
         (exported, r"0 \(GraphModule\) calls relu"),
+        (ComputedName, r"0 \(ComputedName\) calls code that cannot be read"),
+        (ConstantName, r"0 \(ConstantName\) calls gelu"),
+        (AsDefault, r"0 \(AsDefault\) calls gelu"),
+        (lambda: in_a_closure(F.gelu), r"0 \(InAClosure\) calls gelu"),
+        (lambda: in_a_closure(nn.Sequential(nn.GELU())), r"0 \(InAClosure\) calls GELU"),
+        (lambda: in_a_closure(nn.Sequential(InnerFunctional())), r"0 \(InAClosure\) calls mish"),
+        (patched_with_a_closure, r"0 \(Untraced\) calls gelu"),
+        (patched_around_its_class, r"0 \(Calls\) calls silu"),
+        (lambda: Calls(helper), r"0 \(Calls\) calls silu"),
+        (DecoratedUnseen, r"0 \(DecoratedUnseen\) calls gelu"),
+        (DecoratedWithAnActivation, r"0 \(DecoratedWithAnActivation\) calls gelu"),
+        (lambda: Untraced(Helper(F.gelu)), r"0 \(Untraced\) calls gelu"),
+        (lambda: Untraced(GeluHelper()), r"0 \(Untraced\) calls gelu"),
+        (lambda: Untraced(functools.partial(helper)), r"0 \(Untraced\) calls silu"),
+        (lambda: Untraced(functools.lru_cache(helper)), r"0 \(Untraced\) calls silu"),
+        (lambda: Each([torch.tanh, lambda x: F.gelu(x)]), r"0 \(Each\) calls gelu"),
+        (lambda: Each(lambdas_of_one_code()), r"0 \(Each\) calls gelu"),
+        (lambda: Each({Helper(torch.tanh), Helper(F.gelu)}), r"0 \(Each\) calls gelu"),
+        (lambda: Each({F.gelu}), r"0 \(Each\) calls gelu"),
+        (lambda: Each({nn.GELU()}), r"0 \(Each\) holds GELU in 'held'"),
+        (lambda: Each(deque([nn.GELU()])), r"0 \(Each\) holds GELU in 'held'"),
+        (lambda: Each(UserDict(a=F.gelu)), r"0 \(Each\) calls gelu"),
+        (lambda: Each(types.MappingProxyType({"a": F.gelu})), r"0 \(Each\) calls gelu"),
+        (OwnAutograd, r"0 \(OwnAutograd\) calls gelu"),
+        (OwnCall, r"0 \(OwnCall\) calls gelu"),
+        (
+            lambda: nn.TransformerEncoderLayer(8, 2, 16, activation=GeluHelper()),
+            r"Layer\) calls gelu",
+        ),
         (Evaluated, r"0 \(Evaluated\) calls relu"),
         (Decorated, r"0 \(Decorated\) calls relu"),
         (Locked, r"0 \(Locked\) calls relu"),
@@ -485,6 +656,54 @@ def test_what_is_replaced_anyway_is_no_error():
     assert replace(model, new) == 1
     x = torch.randn(3, 2)
     assert torch.equal(model(x), model.inner(model.block(x)) if x.sum() > 0 else rctaf(x, 2, 1))
+
+
+class ByNumber(Untraced):
+    """Modules looked up by a computed name, a base class by its own, and a class that is only asked for."""
+
+    class Base(Untraced):
+        def __init__(self):
+            super().__init__()
+            self.act1, self.act2 = nn.ReLU(), nn.GELU()
+            self.blocks = nn.ModuleList([nn.Linear(2, 2)])
+
+        def forward(self, x):
+            return getattr(self, "act1")(x)  # noqa: B009
+
+    class Derived(Base):
+        def forward(self, x):
+            self.check(x)
+            for i in (1, 2):
+                x = getattr(self, f"act{i}")(x)
+            for block in self.blocks:
+                x = block(x) if isinstance(block, ByNumber.Base) else getattr(self.blocks[0], "forward")(x)  # noqa: B009
+            return super(ByNumber.Derived, self).forward(  # noqa: UP008 (as older code writes it)
+                getattr(x, "real", x)
+            )
+
+
+def test_modules_looked_up_by_computed_names_are_no_error():
+    assert replace(ByNumber.Derived(), new) == 3
+
+
+class Endless(Untraced):
+    """Every look makes a new object that looks again."""
+
+    class Matrix:
+        @property
+        def t(self):
+            return Endless.Matrix()
+
+        def __call__(self, x):
+            return self.t(x)
+
+    def forward(self, x):
+        self.check(x)
+        return self.held(x)
+
+
+def test_reading_comes_to_an_end():
+    assert replace(Endless(Endless.Matrix()), new) == 1
 
 
 def test_what_is_compiled_without_an_activation_is_no_error():
@@ -564,6 +783,7 @@ def test_what_cannot_be_copied_is_still_replaced():
             return self.relu(x) if self.relu is not None else F.relu(x)
 
     assert replace(nn.Sequential(LockedInnocent(), Alias(F.relu), Branches()), new) == 3
+    assert replace(torch.compile(Branches(), backend="eager"), new) == 1
 
 
 class Dropped(nn.Module):

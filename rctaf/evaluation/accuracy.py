@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rctaf.arithmetic import repeatable
-from rctaf.attacks import check_labels
+from rctaf.attacks import check_classes, check_finite, check_labels
 from rctaf.models.norm import eval_mode
 
 
@@ -21,15 +21,23 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> t
         batch_size: images per forward pass.
 
     Raises:
-        ValueError: images and labels differ in number, or the labels are no vector.
+        ValueError: images and labels differ in number, the labels are no vector or no numbers of the C classes, or
+            logits are not finite.
     """
     if len(x) != len(y):
         raise ValueError(f"{len(x)} images and {len(y)} labels: expected as many of each")
     check_labels(y)
     with eval_mode(model), torch.no_grad():
-        parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
-        correct = sum((model(a).argmax(1) == b).sum() for a, b in parts)  # on the device until the end
-    return int(correct), len(x)
+        found, finite, classes = [], [], 0  # on the device until the end
+        for a, b in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            logits = model(a)
+            found.append((logits.argmax(1) == b).sum())
+            finite.append(logits.isfinite().all())
+            classes = logits.shape[1]
+    if len(x):
+        check_finite(torch.stack(finite).all())
+        check_classes(y, classes)
+    return sum(torch.stack(found).tolist()) if found else 0, len(x)
 
 
 @repeatable()

@@ -16,6 +16,7 @@ import copy
 import hashlib
 import importlib
 import json
+import math
 import sys
 import time
 from contextlib import suppress
@@ -29,9 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from rctaf.arithmetic import repeatable
-from rctaf.attacks import check_labels, check_range
+from rctaf.attacks import check_classes, check_finite, check_labels, check_range
 from rctaf.models.frozen import Frozen, Unsupported
 from rctaf.records import Record, write_text
+from rctaf.replacement import computed_tensors
 
 Version = Literal["standard", "screening"]
 ATTACKS: dict[str, tuple[str, ...]] = {
@@ -91,7 +93,7 @@ def autoattack(
     *,
     seed: int = 0,
     batch_size: int = 500,
-    state: Path | None = None,
+    state: str | Path | None = None,
 ) -> dict[str, Any]:
     """Attack a model in the l-infinity ball; returns the entry for the record.
 
@@ -117,8 +119,8 @@ def autoattack(
         the package's checks, ``seconds``.
 
     Raises:
-        ValueError: unknown version, no images, images or epsilon outside [0, 1], labels that are no vector, fewer than
-            four classes, or logits not finite.
+        ValueError: unknown version, no images, images or epsilon outside [0, 1], labels that are no vector or no
+            numbers of the classes, fewer than four classes, or logits not finite.
     """
     if version not in ATTACKS:
         raise ValueError(f"version must be one of {', '.join(ATTACKS)}, got {version!r}")
@@ -128,12 +130,12 @@ def autoattack(
     x = x.detach().float()
     check_range(x, epsilon)
     # a copy without parameter gradients: FAB would compute and add them up at every step
-    model = copy.deepcopy(model).float().eval().requires_grad_(False)
+    model = copy.deepcopy(model, computed_tensors(model)).float().eval().requires_grad_(False)
     devices = [x.device] if x.is_cuda else []
     with torch.random.fork_rng(devices), torch.autocast(x.device.type, enabled=False):
         with suppress(Unsupported):  # such a model is attacked as it is: the same verdicts, in more time
             model = Frozen(model, x)
-        return _attack(model, x, y, epsilon, version, seed, batch_size, state)
+        return _attack(model, x, y, epsilon, version, seed, batch_size, Path(state) if state else None)
 
 
 def _attack(
@@ -222,8 +224,8 @@ def _start(
         raise ValueError(
             f"AutoAttack's targeted loss (DLR) needs logits of at least 4 classes, got {tuple(logits.shape[1:])}"
         )
-    if not bool(torch.isfinite(logits).all()):
-        raise ValueError("the model's logits are not finite: has the training diverged?")
+    check_finite(torch.isfinite(logits).all())
+    check_classes(y, logits.shape[1])
     tracer = sys.gettrace()
     try:
         checks.check_randomized(model, first, labels, bs=batch_size, logger=log)
@@ -280,8 +282,16 @@ def unpack_mask(text: str, n: int) -> np.ndarray:
 
     >>> unpack_mask(_pack(np.array([True, False, True])), 3)
     array([ True, False,  True])
+
+    Raises:
+        ValueError: the mask is not one of ``n`` images.
     """
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=n).astype(bool)
+    packed = np.frombuffer(base64.b64decode(text), np.uint8)
+    if len(packed) != (expected := math.ceil(n / 8)):
+        raise ValueError(
+            f"the mask holds {len(packed)} bytes, expected {expected} for {n} images; give the record's own n"
+        )
+    return np.unpackbits(packed, count=n).astype(bool)
 
 
 def robustbench_entry(record: Record) -> dict[str, Any]:

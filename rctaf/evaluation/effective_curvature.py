@@ -72,7 +72,9 @@ class _Sums:
 
 @repeatable()
 def effective_curvature(model: nn.Module, x: Tensor, batch_size: int = 500) -> list[LayerCurvature]:
-    """Measure every activation layer of a model on images, in eval mode, in the order in which they are used.
+    """Measure every activation module of a model on images, in eval mode, in the order in which they are used.
+
+    What is called as a function is left out, such as the GELU of ``nn.TransformerEncoderLayer(activation="gelu")``.
 
     Args:
         model: holds its activations as modules (of the kinds of ``rctaf.activations.ACTIVATION_MODULES``).

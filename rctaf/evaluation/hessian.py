@@ -34,9 +34,10 @@ of variance). The table is kept for 32 group means, so memory does not grow with
 from __future__ import annotations
 
 import math
+import re
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -267,6 +268,21 @@ class PairMean:
         return (math.sqrt(square + reach) - math.sqrt(square - reach)) / 2 / math.sqrt(square)
 
 
+@contextmanager
+def _forward_mode_named() -> Iterator[None]:
+    """Says in one line what PyTorch cannot differentiate twice here."""
+    try:
+        yield
+    except NotImplementedError as error:
+        found = re.search(r"Trying to use forward AD with (\S+)", str(error))
+        if found is None:
+            raise
+        raise ValueError(
+            f"the model calls {found[1]}, of which PyTorch has no forward-mode derivative; expected other operations: "
+            "remove weight norm (remove_parametrizations), write a recurrent layer out"
+        ) from error
+
+
 @repeatable()
 def hessian_diagonal_norm(
     model: nn.Module,
@@ -295,8 +311,9 @@ def hessian_diagonal_norm(
         dtype: float32 or float64; the model itself is not changed.
 
     Raises:
-        ValueError: a bad argument, other logits than [N, C], a batch norm without running statistics, or a loss that
-            is not finite.
+        ValueError: a bad argument, other logits than [N, C], a batch norm without running statistics, a model in
+            DataParallel or with an operation that has no forward-mode derivative (weight norm, LSTM), or a loss that is
+            not finite.
     """
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"images and labels: {len(x)} and {len(y)} given, expected as many of each, at least one")
@@ -307,6 +324,9 @@ def hessian_diagonal_norm(
     if not list(model.parameters()):
         raise ValueError(f"{type(model).__name__} has no parameters, so there is no Hessian in them")
     for name, module in model.named_modules():
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            what = f"module {name!r}" if name else "the model"
+            raise ValueError(f"{what} is a {type(module).__name__}; expected what it wraps: give its .module")
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise ValueError(
                 f"batch norm {name!r} has no running statistics, so that every logit depends on the other images; "
@@ -317,6 +337,7 @@ def hessian_diagonal_norm(
         torch.autocast(x.device.type, enabled=False),
         torch.compiler.set_stance("force_eager"),  # compiled code has no second derivatives
         sdpa_kernel(SDPBackend.MATH),  # nor has fused attention
+        _forward_mode_named(),
         warnings.catch_warnings(),
     ):
         # torch's own rules for forward mode are still written with the deprecated torch.jit.script
