@@ -31,7 +31,9 @@ html[data-theme="dark"] .rctaf-box, body[data-jp-theme-light="false"] .rctaf-box
 .rctaf-box select { appearance: auto; background-image: none; background-color: transparent; color: var(--ink); }
 .rctaf-box select option { background-color: Canvas; }
 .rctaf-box .noUi-handle { background: var(--family); border-color: var(--family); }
-.rctaf-box .noUi-handle::before { content: ""; display: block; position: absolute; inset: -6px; } /* for a finger */
+.rctaf-box .noUi-handle::before { /* for a finger; noUiSlider draws a grip there */
+  content: ""; display: block; position: absolute; inset: -6px; width: auto; height: auto; background: none;
+}
 .rctaf-box :is(.noUi-handle, select, .widget-readout):focus-visible { outline: 2px solid var(--family); outline-offset: 2px; }
 .rctaf-explorer { font: 13px/1.4 system-ui, sans-serif; color: var(--ink); width: 100%; }
 .rctaf-explorer .head { display: flex; flex-wrap: wrap; gap: 0 1.2em; align-items: baseline; margin: .4em 0 .5em; }
