@@ -563,8 +563,8 @@ def test_figures_fit_the_sheet_and_are_as_before_after_printing(page, http, chro
         for drawn, shown, beyond in boxes:
             assert shown == pytest.approx(drawn, rel=0.01)  # whole
             assert beyond <= 1
-        tab.emulate_media(media="screen")
         tab.set_viewport_size({"width": 1280, "height": 900})
+        tab.emulate_media(media="screen")
         tab.pdf()
         tab.wait_for_timeout(1000)
         assert tab.evaluate("document.querySelector('.bd-article').outerHTML") == before

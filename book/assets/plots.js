@@ -153,6 +153,7 @@
   };
   let last = Promise.resolve();
   const redraw = () => {
+    if (matchMedia("print").matches) return; // the drawing for the screen is made smaller: print.js
     last = last.then(async () => {
       for (const plot of figures.keys()) {
         if (plot.clientWidth && plot.dataset.state !== state(plot)) await show(plot); // not while it is hidden
