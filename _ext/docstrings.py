@@ -1,4 +1,5 @@
-"""Docstrings are written to be read in an editor; on a page their max|sigma''| is set as a formula."""
+"""Docstrings are written to be read in an editor; on a page their max|sigma''| is set as a formula, and other
+bars stay bars, of which reStructuredText would make substitutions."""
 
 import re
 
@@ -10,7 +11,9 @@ CURVATURE = re.compile(r"max ?\|(?:sigma''|σ″)\|")
 def typeset(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     for i, line in enumerate(lines):
         line = CURVATURE.sub(lambda _: r":math:`\max|\sigma''|`\ ", line)
-        lines[i] = line if "`" in line else line.replace("sigma''", "σ″").replace("sigma'", "σ′")
+        if "`" not in line:
+            line = line.replace("sigma''", "σ″").replace("sigma'", "σ′").replace("|", r"\|")
+        lines[i] = line
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -70,9 +70,9 @@
     const axes = Object.keys(layout).filter((name) => /^[xy]axis/.test(name)).map((name) => layout[name].title);
     const series = data.filter((trace) => trace.showlegend !== false).map((trace) => ({ text: trace.name }));
     const listed = (parts) => [...new Set(parts.map((part) => part?.text).filter(Boolean))].join(", ");
-    const all = { "": titles, "; axes: ": axes, "; shown: ": series };
-    const said = Object.entries(all).map(([kind, parts]) => (listed(parts) ? kind + listed(parts) : ""));
-    return `Figure: ${said.join("").replace(/<[^>]*>/g, " ")}`;
+    const all = { "": titles, "axes: ": axes, "shown: ": series };
+    const said = Object.entries(all).filter(([, parts]) => listed(parts)).map(([kind, parts]) => kind + listed(parts));
+    return `Figure: ${said.join("; ").replace(/<[^>]*>/g, " ")}`;
   };
   const DOUBLE_CLICK = 300; // milliseconds, as Plotly has it
   const figures = new Map(); // element -> what the file holds
@@ -153,6 +153,7 @@
   };
   let last = Promise.resolve();
   const redraw = () => {
+    if (matchMedia("print").matches) return; // the drawing for the screen is made smaller: print.js
     last = last.then(async () => {
       for (const plot of figures.keys()) {
         if (plot.clientWidth && plot.dataset.state !== state(plot)) await show(plot); // not while it is hidden
