@@ -586,7 +586,7 @@ def test_page_without_records(store):
     execute_notebook(PAGE, store / "out.ipynb")
     assert outputs(store / "out.ipynb", "application/vnd.plotly.v1+json") == []
     boxes = [box for box in outputs(store / "out.ipynb", "text/html") if 'class="verdict"' in box]
-    assert len(boxes) == 3 + 4 + 1 + 4 + 3 + 2 * (9 + 3) + 7 + 6
+    assert len(boxes) == 3 + 4 + 1 + 4 + 3 + 2 * (9 + 3 + 4) + 9 + 6
     assert all("Verdict: not testable" in box for box in boxes)
     text = " ".join(outputs(store / "out.ipynb", "text/markdown"))
     assert "60 runs are missing: `python -m rctaf.runs run grids/digits/controls/gain.yaml` makes them" in text
@@ -615,18 +615,18 @@ def test_page_reads_the_records_back(store):
     # figure_3 has ten seeds and the store five of them: the five complete ones are judged
     assert found[8:15] == ["not supported", *["supported"] * 6]
     peaks, lengths, together, elsewhere, others = (
-        found[a:b] for a, b in ((15, 18), (18, 24), (24, 27), (27, 39), (39, None))
+        found[a:b] for a, b in ((15, 18), (18, 24), (24, 27), (31, 47), (47, None))
     )
     assert (peaks, lengths) == (["not supported"] * 3, ["undecided"] * 6)  # in this world length plays no part
     assert together == ["not supported", "supported", "not supported"]  # and robustness rises with rms curvature
-    assert elsewhere == ["not testable"] * 12  # no seed of that grid is complete in this store
+    assert elsewhere == ["not testable"] * 16  # no seed of that grid is complete in this store
     assert others[:2] == others[5:7] == ["not supported"] * 2  # ELU and GELU, as robust at every curvature
     # (h): all seeds, and below those that were made later
-    assert len(others[7:]) == 2 * 6
+    assert len(others[9:]) == 2 * 6
     seeds = [re.search(r"95\u00a0% interval over (\d+) seeds", box)[1] for box in boxes[-12:]]
     assert seeds == ["10"] * 6 + ["5"] * 6
     drawn = outputs(out, "application/vnd.plotly.v1+json")
-    assert len(drawn) == 2 + 2 + 1 + 3 + 2 + 3 + 1 + 3 + 3
+    assert len(drawn) == 2 + 2 + 1 + 3 + 2 + 3 + 1 + 4 + 3
     # of 500 images FAB takes one, and then Square one
     told_of_attacks = [text for text in outputs(out, "text/markdown") if text.startswith("In 10 runs of RCT-AF")]
     assert len(told_of_attacks) == 1

@@ -632,7 +632,7 @@ def test_summary_has_a_row_per_claim(store, tmp_path):
         assert [int(n) for n in found] == [sum(row[place] == outcome for row in cells.values()) for outcome in OUTCOMES]
     # every line that the critical reading takes from here finds its topic; no method was run
     elsewhere = re.findall("<li>(.*?)</li>", "".join(outputs(out, "application/papermill.record/text/html")))
-    assert len(elsewhere) == 17 + 3 + 6 + 7 + 6  # of the figures, and of controls (a), (f), (g) and (h)
+    assert len(elsewhere) == 17 + 3 + 8 + 9 + 6  # of the figures, and of controls (a), (f), (g) and (h)
     assert [line for line in elsewhere if "no run yet" in line] == [
         f"Figs. 4 to 6: one peak between 4 and 10 for every {series}: no run yet." for series in ("method", "data set")
     ]
