@@ -227,13 +227,14 @@ def fix_alphas(model: nn.Module) -> list[float]:
         ValueError: an alpha is not a number from 1e-9 to 1e9, or a module of a subclass has a forward of its own, which
             would be lost. The model is then unchanged.
     """
-    learned: list[Any] = [module for module in model.modules() if isinstance(module, LearnedRCTAF)]
-    for name, module in model.named_modules():
-        if module in learned and (type(module).forward is not LearnedRCTAF.forward or "forward" in vars(module)):
+    named = {name: module for name, module in model.named_modules() if isinstance(module, LearnedRCTAF)}
+    for name, module in named.items():
+        if type(module).forward is not LearnedRCTAF.forward or "forward" in vars(module):
             raise ValueError(
                 f"{name or 'the model'} ({type(module).__name__}) has a forward of its own, which an RCTAF would not "
                 "have; expected a plain LearnedRCTAF: replace it beforehand"
             )
+    learned: list[Any] = list(named.values())
     alphas = [_sharpness(module.alpha) for module in learned]  # all are looked at before any is changed
     for module, alpha in zip(learned, alphas, strict=True):
         del module.log_alpha

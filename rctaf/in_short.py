@@ -88,7 +88,7 @@ def peak(rows: pd.DataFrame, value: str) -> str:
     found = places(rows, value, "max")
     where = listed([f"{in_brackets(p)} in order {p.order}" for p in found])
     wider = [str(p.order) for p in found if p.widened]
-    which = "" if len(wider) == len(found) else f" in order{'s' if len(wider) > 1 else ''} {listed(wider)}"
+    which = "" if len(wider) == len(found) else f" in {numbered_orders(wider)}"
     widened = f", widened{which} by other fits or to half-way to the tested neighbours" if wider else ""
     return (
         f"At max|σ″| = {where}; in brackets 95 % intervals over {seeds} seeds{widened}. The paper's range is "

@@ -175,6 +175,21 @@ def _at_each(
     return {f"{name} {c:g}": (rows[rows[label] == c], family[family[label] == c]) for c in sorted(set(rows[label]))}
 
 
+def _as_robust(
+    claim: str, others: pd.DataFrame, family: pd.DataFrame, value: str, label: str, name: str
+) -> list[Verdict]:
+    """For ELU and for GELU, the claim about it: its robustness minus the mean of the orders, by :func:`same`."""
+    others, family = common_seeds(others, family)
+    return [
+        verdict_on(
+            claim.format(name=ACTIVATIONS[function]),
+            others[others["activation"] == function],
+            lambda rows: same(_at_each(rows, family, label, name), value),
+        )
+        for function in BASELINE_CURVATURES
+    ]
+
+
 def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> list[Verdict]:
     """Does what is said of max|sigma''| hold outside the family too? For each other function, by complete seeds:
 
@@ -196,9 +211,6 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
     """
     others, family = common_seeds(others, family)
 
-    def alike(frame: pd.DataFrame) -> tuple[str, str]:
-        return same(_at_each(frame, family, "curvature", "max|σ″|"), value)
-
     def peak(frame: pd.DataFrame) -> tuple[str, str]:
         found = peak_in_band(frame.assign(activation="rctaf", beta=0), value)  # the rule reads these two alone
         return found.measured.replace("order 0: ", ""), found.outcome
@@ -208,16 +220,17 @@ def other_functions(others: pd.DataFrame, family: pd.DataFrame, value: str) -> l
         lines = [family, frame.assign(beta=frame["activation"].map(number))]
         return _closer(pd.concat(lines, ignore_index=True), value, "rms_start", "functions")
 
-    verdicts = [
-        verdict_on(claim.format(name=ACTIVATIONS[name]), others[others["activation"] == name], judge)
-        for claim, judge in (
-            ("{name} is as robust as RCT-AF at equal max|σ″|.", alike),
-            ("{name} is most robust at a max|σ″| between 4 and 10.", peak),
+    alike = _as_robust("{name} is as robust as RCT-AF at equal max|σ″|.", others, family, value, "curvature", "max|σ″|")
+    peaks = [
+        verdict_on(
+            f"{ACTIVATIONS[name]} is most robust at a max|σ″| between 4 and 10.",
+            others[others["activation"] == name],
+            peak,
         )
         for name in BASELINE_CURVATURES
     ]
     together = "Rms curvature at the start describes RCT-AF, ELU and GELU together better than max|σ″| does."
-    return [*verdicts, verdict_on(together, others, closer)]
+    return [*alike, *peaks, verdict_on(together, others, closer)]
 
 
 def other_functions_after_longer(others: pd.DataFrame, family: pd.DataFrame, value: str) -> list[Verdict]:
@@ -231,15 +244,8 @@ def other_functions_after_longer(others: pd.DataFrame, family: pd.DataFrame, val
         others: rows of ELU and GELU, complete seeds.
         family: likewise, of RCT-AF at the same curvatures, trained as long; seeds without them are left out.
     """
-    others, family = common_seeds(others, family)
-    return [
-        verdict_on(
-            f"Trained four times as long, {ACTIVATIONS[name]} is as robust as RCT-AF at equal max|σ″|.",
-            others[others["activation"] == name],
-            lambda rows: same(_at_each(rows, family, "curvature", "max|σ″|"), value),
-        )
-        for name in BASELINE_CURVATURES
-    ]
+    claim = "Trained four times as long, {name} is as robust as RCT-AF at equal max|σ″|."
+    return _as_robust(claim, others, family, value, "curvature", "max|σ″|")
 
 
 def other_functions_at_equal_rms(others: pd.DataFrame, family: pd.DataFrame, value: str) -> list[Verdict]:
@@ -253,12 +259,5 @@ def other_functions_at_equal_rms(others: pd.DataFrame, family: pd.DataFrame, val
         others: rows from :func:`with_rms_at_start`.
         family: likewise, of RCT-AF at the same rms curvatures; seeds without them are left out.
     """
-    others, family = common_seeds(others, family)
-    return [
-        verdict_on(
-            f"{ACTIVATIONS[name]} is as robust as RCT-AF at equal rms curvature at the start.",
-            others[others["activation"] == name],
-            lambda rows: same(_at_each(rows, family, "rms_start", "rms curvature"), value),
-        )
-        for name in BASELINE_CURVATURES
-    ]
+    claim = "{name} is as robust as RCT-AF at equal rms curvature at the start."
+    return _as_robust(claim, others, family, value, "rms_start", "rms curvature")

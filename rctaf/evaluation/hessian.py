@@ -268,6 +268,28 @@ class PairMean:
         return (math.sqrt(square + reach) - math.sqrt(square - reach)) / 2 / math.sqrt(square)
 
 
+def check_number(x: Tensor, y: Tensor) -> None:
+    """Refuse a mean over no image, or over images without a label each.
+
+    Raises:
+        ValueError: as said.
+    """
+    if len(x) == 0 or len(x) != len(y):
+        raise ValueError(f"images and labels: {len(x)} and {len(y)} given, expected as many of each, at least one")
+
+
+@contextmanager
+def twice_differentiable(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The model in eval mode and full precision, and by operations that have second derivatives."""
+    with (
+        eval_mode(model),
+        torch.autocast(device.type, enabled=False),
+        torch.compiler.set_stance("force_eager"),  # compiled code has none
+        sdpa_kernel(SDPBackend.MATH),  # nor has fused attention
+    ):
+        yield
+
+
 @contextmanager
 def _forward_mode_named() -> Iterator[None]:
     """Says in one line what PyTorch cannot differentiate twice here."""
@@ -315,8 +337,7 @@ def hessian_diagonal_norm(
             DataParallel or with an operation that has no forward-mode derivative (weight norm, LSTM), or a loss that is
             not finite.
     """
-    if len(x) == 0 or len(x) != len(y):
-        raise ValueError(f"images and labels: {len(x)} and {len(y)} given, expected as many of each, at least one")
+    check_number(x, y)
     if relative <= 0 or max_probes < 2 * _GROUPS:
         raise ValueError(f"expected relative > 0 and max_probes >= {2 * _GROUPS}, got {relative} and {max_probes}")
     if not x.is_floating_point():
@@ -332,14 +353,7 @@ def hessian_diagonal_norm(
                 f"batch norm {name!r} has no running statistics, so that every logit depends on the other images; "
                 "expected track_running_stats=True"
             )
-    with (
-        eval_mode(model),
-        torch.autocast(x.device.type, enabled=False),
-        torch.compiler.set_stance("force_eager"),  # compiled code has no second derivatives
-        sdpa_kernel(SDPBackend.MATH),  # nor has fused attention
-        _forward_mode_named(),
-        warnings.catch_warnings(),
-    ):
+    with twice_differentiable(model, x.device), _forward_mode_named(), warnings.catch_warnings():
         # torch's own rules for forward mode are still written with the deprecated torch.jit.script
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
         problem = _Problem(model, loss_of_logits, x, y, dtype)

@@ -26,12 +26,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rctaf.arithmetic import repeatable
 from rctaf.attacks import check_labels, check_range, logits_of
-from rctaf.evaluation.hessian import layer_values
-from rctaf.models.norm import eval_mode
+from rctaf.evaluation.hessian import check_number, layer_values, twice_differentiable
 
 _PRODUCTS = 30  # of the power method; on digits the mean is then within a thousandth of the exact one
 _STEPS = 20  # of the ascent, each a quarter of epsilon, as in PGD-20; 40 find 1 % more
@@ -82,19 +80,12 @@ def input_curvature(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, s
         ValueError: no images, another number of labels, images or epsilon outside [0, 1], or a loss or derivative that
             is not finite.
     """
-    if len(x) == 0 or len(x) != len(y):
-        raise ValueError(f"images and labels: {len(x)} and {len(y)} given, expected as many of each, at least one")
+    check_number(x, y)
     check_labels(y)
     check_range(x, epsilon)
     generator = torch.Generator(x.device).manual_seed(seed)
     rows = []
-    with (
-        eval_mode(model),
-        torch.enable_grad(),
-        torch.autocast(x.device.type, enabled=False),
-        torch.compiler.set_stance("force_eager"),  # compiled code has no second derivatives
-        sdpa_kernel(SDPBackend.MATH),  # nor has fused attention
-    ):
+    with twice_differentiable(model, x.device):
         number = max(1, min(_IMAGES, _LAYER_ELEMENTS // max(1, layer_values(model, lambda: model(x[:1])))))
         for images, labels in zip(x.split(number), y.split(number), strict=True):
             loss, gradient, spectral = _derivatives(model, images, labels, generator)

@@ -218,9 +218,12 @@ def places(rows: pd.DataFrame, value: str, kind: Literal["max", "min"], level: f
     """The optimum of each order; with too few seeds, the words have the range over resamples as it is."""
     found_places = []
     for beta, part in by_order(rows).items():
-        fits = [optimum(part, value, kind=kind, level=level, knots=KNOTS + more) for more in (0, -1, 1)]
+        curvatures = sorted(set(part["curvature"]))
+        # with few curvatures some of these are the same curve
+        numbers = dict.fromkeys(min(knots, len(curvatures)) for knots in (KNOTS, KNOTS - 1, KNOTS + 1))
+        fits = [optimum(part, value, kind=kind, level=level, knots=knots) for knots in numbers]
         found, identified = fits[0], all(fit.identified for fit in fits)
-        low, high = resolved(fits, sorted(set(part["curvature"])))
+        low, high = resolved(fits, curvatures)
         c = found.curvature
         few = c.n < BOOTSTRAP_SEEDS
         reach = f"range over resamples {c.low:.2g} to {c.high:.2g}" if few else f"{low:.3g} to {high:.3g}"
